@@ -1,0 +1,220 @@
+"""From texts to batches: encode once and keep on disk, group by length, collate.
+
+The order of the batches is a pure function of (seed, epoch), and any step of it can be reached without the ones before.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bert_miniatures.errors import MiniaturesError
+from bert_miniatures.files import atomic_write, cache_folder
+from bert_miniatures.tokenizer import Encoded, Tokenizer
+
+__all__ = ["Batch", "Batches", "Dataset", "by_length", "encode", "epoch_order"]
+
+_FORMAT = "encoded-1"
+_GROUP = 50  # batches that are sorted by length together; the Trainer's group_by_length uses 50 too
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples, padded to the longest of them.
+
+    Attributes:
+        ids: word pieces, int64 [B, T].
+        segments: 0 or 1 per position, int64 [B, T]; None where all are 0.
+        mask: true at real positions, bool [B, T]; None where nothing is padded.
+        labels: class numbers int64 [B], targets float32 [B], or float32 [B, C] for multilabel; None where hidden.
+        rows: positions of the examples in the data set, [B].
+    """
+
+    ids: Tensor
+    segments: Tensor | None
+    mask: Tensor | None
+    labels: Tensor | None
+    rows: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return int(self.ids.shape[0])
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on another device."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            name: None if tensor is None else tensor.to(device, non_blocking=True)
+            for name, tensor in (("segments", self.segments), ("mask", self.mask), ("labels", self.labels))
+        }
+        return replace(self, ids=self.ids.to(device, non_blocking=True), **moved)
+
+
+class Dataset:
+    """Encoded examples with their labels.
+
+    Args:
+        encoded: the word pieces of N rows.
+        labels: [N] or [N, C]; None where they are hidden.
+        pad_id: what fills short rows.
+    """
+
+    def __init__(self, encoded: Encoded, labels: npt.NDArray[np.generic] | None, pad_id: int = 0) -> None:
+        self.ids, self.lengths, self.first = encoded.ids, encoded.lengths, encoded.first
+        self.offsets = np.concatenate([[0], np.cumsum(encoded.lengths, dtype=np.int64)])
+        self.labels = labels
+        self.pad_id = pad_id
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """Collate these rows."""
+        lengths = self.lengths[rows]
+        width = int(lengths.max())
+        columns = np.arange(width)
+        real = columns < lengths[:, None]
+        where = np.minimum(self.offsets[rows][:, None] + columns, len(self.ids) - 1)
+        ids = np.where(real, self.ids[where], self.pad_id)
+        first = self.first[rows]
+        segments = None
+        if (first < lengths).any():
+            segments = torch.from_numpy(((columns >= first[:, None]) & real).astype(np.int64))
+        labels = None
+        if self.labels is not None:
+            labels = torch.from_numpy(self.labels[rows])
+        mask = None if real.all() else torch.from_numpy(real)
+        return Batch(torch.from_numpy(ids.astype(np.int64)), segments, mask, labels, rows)
+
+    def used_ids(self) -> npt.NDArray[np.int64]:
+        """Return the sorted piece numbers that occur, with the padding."""
+        return np.union1d(np.unique(self.ids), [self.pad_id]).astype(np.int64)
+
+    def renumber(self, used: npt.NDArray[np.int64]) -> "Dataset":
+        """Return the data set with piece numbers replaced by their positions in `used`."""
+        encoded = Encoded(np.searchsorted(used, self.ids).astype(np.int32), self.lengths, self.first, 0, 0, 0)
+        return Dataset(encoded, self.labels, int(np.searchsorted(used, self.pad_id)))
+
+
+def epoch_order(
+    lengths: npt.NDArray[np.integer], batch_size: int, seed: int, epoch: int, *, grouped: bool = True
+) -> list[npt.NDArray[np.int64]]:
+    """Return the rows of each batch of one epoch: every row once, batches of `batch_size`, the last one may be smaller.
+
+    Args:
+        lengths: pieces per row, [N].
+        grouped: rows of similar length share a batch. Rows are drawn in groups of 50 batches, sorted by length within
+            the group, and the batches are shuffled; who meets whom still changes from epoch to epoch.
+    """
+    drawn = np.random.default_rng([seed, epoch])
+    rows = drawn.permutation(len(lengths))
+    if not grouped:
+        return [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    size = batch_size * _GROUP
+    batches = []
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
+        group = group[np.argsort(lengths[group], kind="stable")]
+        batches += [group[i : i + batch_size] for i in range(0, len(group), batch_size)]
+    return [batches[i] for i in drawn.permutation(len(batches))]
+
+
+class Batches:
+    """The training batches of a data set.
+
+    Args:
+        data: the examples.
+        batch_size: examples per optimizer step.
+        seed: decides the order of every epoch.
+        grouped: rows of similar length share a batch.
+    """
+
+    def __init__(self, data: Dataset, batch_size: int, seed: int, *, grouped: bool = True) -> None:
+        self.data, self.batch_size, self.seed, self.grouped = data, batch_size, seed, grouped
+        self.per_epoch = math.ceil(len(data) / batch_size)
+
+    def rows(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """Return the rows of each batch of this epoch."""
+        return epoch_order(self.data.lengths, self.batch_size, self.seed, epoch, grouped=self.grouped)
+
+    def micro(self, rows: npt.NDArray[np.int64], size: int | None) -> Iterator[Batch]:
+        """Collate the rows of one batch, in pieces of at most `size` rows."""
+        size = size or len(rows)
+        for start in range(0, len(rows), size):
+            yield self.data.batch(rows[start : start + size])
+
+
+def by_length(lengths: npt.NDArray[np.integer], budget: int = 4096) -> list[npt.NDArray[np.int64]]:
+    """Return batches for inference: sorted by length, each of at most `budget` positions, padding included."""
+    order = np.argsort(lengths, kind="stable")[::-1].astype(np.int64)
+    batches, start = [], 0
+    while start < len(order):
+        rows = max(1, budget // int(lengths[order[start]]))
+        batches.append(order[start : start + rows])
+        start += rows
+    return batches
+
+
+def encode(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    *,
+    max_length: int,
+    cache: Path | None = None,
+) -> Encoded:
+    """Encode texts, or read them from the cache where the same texts were encoded the same way before.
+
+    Args:
+        cache: the folder; None means `encoded` in the cache folder. A cache that cannot be read or written is not an
+            error: the texts are encoded again.
+    """
+    folder = cache or cache_folder() / "encoded"
+    path = folder / f"{_key(tokenizer, texts, pairs, max_length)}.npz"
+    found = _read(path)
+    if found is not None:
+        return found
+    encoded = tokenizer.encode(texts, pairs, max_length=max_length)
+    counts = np.array([encoded.pieces, encoded.unknown, encoded.truncated])
+    try:
+        with atomic_write(path, durable=False) as temporary, temporary.open("wb") as file:
+            digest = _digest(encoded.ids, encoded.lengths, encoded.first, counts)
+            np.savez(file, ids=encoded.ids, lengths=encoded.lengths, first=encoded.first, counts=counts, digest=digest)
+    except (MiniaturesError, OSError):
+        pass  # the cache saves time, nothing depends on it
+    return encoded
+
+
+def _key(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {tokenizer.fingerprint} {max_length} {pairs is None}".encode())
+    for column in (texts, pairs or ()):
+        for text in column:
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
+    return digest.hexdigest()
+
+
+def _digest(*arrays: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _read(path: Path) -> Encoded | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            ids, lengths, first, counts = file["ids"], file["lengths"], file["first"], file["counts"]
+            if not np.array_equal(file["digest"], _digest(ids, lengths, first, counts)):
+                return None
+    except Exception:  # a damaged zip raises almost anything; the texts are encoded again
+        return None
+    pieces, unknown, truncated = (int(count) for count in counts)
+    return Encoded(ids, lengths, first, pieces, unknown, truncated)
