@@ -54,6 +54,15 @@ class Examples:
         rows = self.labels if self.labels.ndim == 1 else self.labels.min(axis=1, initial=0)
         return int(np.isnan(rows).sum() if rows.dtype.kind == "f" else (rows < 0).sum())
 
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
+        """Return these rows, in this order, with their own checksum; `row_ids` still tell where they come from."""
+        chosen = [int(i) for i in rows]
+        texts = [self.texts[i] for i in chosen]
+        pairs = None if self.pairs is None else [self.pairs[i] for i in chosen]
+        labels = None if self.labels is None else self.labels[chosen]
+        ids = [self.row_ids[i] for i in chosen]
+        return Examples(texts, pairs, labels, ids, self.source, _checksum(texts, pairs, labels), self.warnings)
+
 
 def read_glue(task: Task, glue: Path, split: str, rows: int | None = None) -> Examples:
     """Read one split of a GLUE task from a folder in the official layout.
@@ -225,12 +234,13 @@ def _all_hidden(task: Task, count: int) -> np.ndarray:
     return np.full(shape, -1, dtype=np.int64)
 
 
-def _checksum(texts: list[str], pairs: list[str] | None, labels: np.ndarray) -> str:
+def _checksum(texts: list[str], pairs: list[str] | None, labels: np.ndarray | None) -> str:
     """Hash lengths, then characters, so that no other division into rows has the same checksum."""
     found = hashlib.sha256()
     for column in (texts, pairs):
         if column is not None:
             found.update(np.array([len(column), *map(len, column)], dtype="<i8").tobytes())
             found.update("".join(column).encode("utf-8"))
-    found.update(labels.astype("<f8" if labels.dtype.kind == "f" else "<i8").tobytes())
+    if labels is not None:
+        found.update(labels.astype("<f8" if labels.dtype.kind == "f" else "<i8").tobytes())
     return found.hexdigest()
