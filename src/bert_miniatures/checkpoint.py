@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bert_miniatures.tokenizer import Tokenizer
 
 from bert_miniatures.config import ModelConfig
 from bert_miniatures.errors import CheckpointError, MissingExtra
 from bert_miniatures.files import atomic_folder, read_json, sha256_of, write_json
 from bert_miniatures.names import Weights, from_foreign, groups_of, is_slot, modern_names, to_hf
+from bert_miniatures.tokenizer import Tokenizer
 
 __all__ = ["Conversion", "Labels", "ModelFolder", "convert", "read_folder", "write_folder"]
 

@@ -100,6 +100,7 @@ class DataConfig(_Settings):
         text, pair, label: column names; guessed from the header where None.
         kind: what the labels are; inferred where None.
         max_length: in word pieces, special tokens included.
+        hold_out: share of the training rows that become the dev set where own data has no dev file.
         train_rows, dev_rows: use only the first so many rows.
     """
 
@@ -112,6 +113,7 @@ class DataConfig(_Settings):
     label: str | None = None
     kind: Literal["classification", "regression", "multilabel"] | None = None
     max_length: int = Field(default=128, ge=5)
+    hold_out: float = Field(default=0.1, ge=0, lt=1)
     train_rows: int | None = Field(default=None, gt=0)
     dev_rows: int | None = Field(default=None, gt=0)
 

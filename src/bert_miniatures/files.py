@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bert_miniatures.errors import DataError, DiskFull, OutputExists, UserError
+from bert_miniatures.errors import DataError, DiskFull, MissingExtra, OutputExists, UserError
 
 __all__ = [
     "RunFolder",
@@ -27,8 +27,9 @@ __all__ = [
     "is_offline",
     "read_json",
     "sha256_of",
-    "write_json",
+    "training_extra",
     "writable_folder",
+    "write_json",
 ]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -171,6 +172,21 @@ def write_json(path: Path, document: Any) -> None:
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def training_extra(what: str) -> Iterator[None]:
+    """Turn a missing torch, scikit-learn or scipy inside the block into one sentence.
+
+    Raises:
+        MissingExtra: `what` needs the 'train' extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("bert_miniatures"):
+            raise
+        raise MissingExtra(what, "train") from None
 
 
 class RunFolder:

@@ -1,11 +1,14 @@
-"""What commands say, and where: results on stdout, notes and warnings on stderr."""
+"""What commands say, and where: results on stdout, notes, warnings and progress on stderr."""
 
 import json
 import os
 import sys
+import time
 from typing import Any
 
-__all__ = ["emit_json", "note", "warn"]
+from bert_miniatures.watch import Watch
+
+__all__ = ["ConsoleWatch", "emit_json", "note", "warn"]
 
 
 def note(text: str) -> None:
@@ -34,3 +37,65 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+class ConsoleWatch(Watch):
+    """Writes to stderr: a line that is redrawn on a terminal, a line every ten seconds elsewhere.
+
+    The ETA is that of the work since the watch began, so that it is honest after --resume too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._line = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._drawn = False
+        self._first: tuple[float, int] | None = None
+        self._last = 0.0
+
+    def __enter__(self) -> "ConsoleWatch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clear()
+
+    def note(self, text: str) -> None:
+        """Say something about the work."""
+        self._clear()
+        note(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that the user should know, and remember it."""
+        super().warn(text)
+        self._clear()
+        warn(text)
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """Show how far the work is and when it will be done."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, done)
+            self._last = now
+        wait = 0.1 if self._line else 10.0
+        if now - self._last < wait and done < total:
+            return
+        self._last = now
+        since, first = self._first
+        eta = (now - since) / (done - first) * (total - done) if done > first else None
+        left = f", {_clock(eta)} left" if eta is not None and done < total else ""
+        shown = f"{done}/{total} ({done / max(1, total):.0%}){left}{', ' if text else ''}{text}"
+        if self._line:
+            print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+            self._drawn = True
+        else:
+            note(shown)
+
+    def _clear(self) -> None:
+        if self._drawn:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._drawn = False
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

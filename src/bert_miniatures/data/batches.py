@@ -145,7 +145,7 @@ class Batches:
 
     def micro(self, rows: npt.NDArray[np.int64], size: int | None) -> Iterator[Batch]:
         """Collate the rows of one batch, in pieces of at most `size` rows."""
-        size = size or len(rows)
+        size = size or max(1, len(rows))
         for start in range(0, len(rows), size):
             yield self.data.batch(rows[start : start + size])
 

@@ -1,0 +1,37 @@
+"""`miniatures predict`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="a model folder or a run folder")],
+    file: Annotated[Path | None, typer.Argument(help=".csv .tsv .jsonl .parquet .txt; - or none reads lines")] = None,
+    text: Annotated[str | None, typer.Option(help="column of the text")] = None,
+    pair: Annotated[str | None, typer.Option(help="column of the second text")] = None,
+    out: Annotated[Path | None, typer.Option(help="write here (.jsonl) instead of stdout")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 1,
+) -> None:
+    """Answer each text with a label and its score: one JSON object a line, in input order."""
+    from bert_miniatures.data.stream import stream_rows
+    from bert_miniatures.errors import UserError
+    from bert_miniatures.files import atomic_write, training_extra
+    from bert_miniatures.predict import predict_stream
+
+    with training_extra("predicting"):
+        import torch  # noqa: F401 - so that what is missing is said before the file is read
+    if out is not None and out.suffix != ".jsonl":
+        raise UserError(f"{out}: answers are written as .jsonl")
+    chunks = stream_rows(str(file or "-"), text=text, pair=pair)
+    answered = predict_stream(model, chunks, workers=workers)
+    if out is None:
+        for answers in answered:
+            sys.stdout.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        return
+    with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
+        for answers in answered:
+            handle.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)

@@ -1,0 +1,106 @@
+"""Logits in data-set order, scores, and the finding when a run went nowhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bert_miniatures import metrics
+from bert_miniatures.data.batches import Dataset, by_length
+from bert_miniatures.data.examples import Examples
+from bert_miniatures.data.tasks import Task
+from bert_miniatures.errors import DataError
+from bert_miniatures.files import atomic_write
+from bert_miniatures.model import Bert
+
+__all__ = ["finding", "logits_of", "prior_loss", "read_predictions", "write_predictions"]
+
+Floats = npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def logits_of(model: Bert, data: Dataset, budget: int = 4096) -> Floats:
+    """Return the classifier's outputs for every row, in data-set order.
+
+    Args:
+        model: set to evaluation here, and left so.
+        data: the rows.
+        budget: positions per batch, padding included.
+
+    Returns:
+        [N, C], float32.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    out = np.empty((len(data), model.classes), np.float32)
+    for rows in by_length(data.lengths, budget):
+        batch = data.batch(rows).to(device)
+        out[rows] = model.classify(batch.ids, batch.segments, batch.mask).float().cpu().numpy()
+    return out
+
+
+def prior_loss(kind: str, labels: npt.NDArray[np.generic]) -> float:
+    """Return the loss of a model that knows only how frequent each label is (for regression: the mean, standardised)."""
+    if kind == "regression":
+        return 1.0
+    if kind == "multilabel":
+        share = np.clip(labels.mean(0, dtype=np.float64), 1e-12, 1 - 1e-12)
+        return float(-(share * np.log(share) + (1 - share) * np.log(1 - share)).mean())
+    counts = np.unique(labels, return_counts=True)[1]
+    share = counts / counts.sum()
+    return float(-(share * np.log(share)).sum())
+
+
+def finding(task: Task, logits: Floats, gold: npt.NDArray[np.generic], last_loss: float, prior: float) -> str | None:
+    """Say in one sentence that a run went nowhere, or return None.
+
+    Args:
+        logits: [N, C] on the dev set.
+        gold: [N] or [N, C].
+        last_loss: mean training loss of the last epoch.
+        prior: what `prior_loss` says of the training labels.
+    """
+    said = metrics.degenerate(task.kind, logits, gold)
+    if said is None and last_loss >= 0.995 * prior:
+        said = (
+            f"the training loss of the last epoch, {last_loss:.3f}, is that of knowing only the share of each label, "
+            f"{prior:.3f}: the model learnt nothing"
+        )
+    if said and task.degenerate_note:
+        said = f"{said}; {task.degenerate_note}"
+    return said
+
+
+def write_predictions(path: Path, task: Task, examples: Examples, logits: Floats) -> None:
+    """Write row ids, logits, and gold labels where they are known, as Parquet, rows in data-set order."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns: dict[str, object] = {"row": examples.row_ids, "logits": [row.tolist() for row in logits]}
+    if examples.labels is not None:
+        columns["gold"] = examples.labels.tolist()
+    meta = {"labels": "\t".join(task.labels), "task": task.name, "checksum": examples.checksum}
+    table = pa.table(columns).replace_schema_metadata(meta)
+    with atomic_write(path) as temporary:
+        parquet.write_table(table, temporary)
+
+
+def read_predictions(path: Path) -> tuple[list[str], Floats, Sequence[str], str]:
+    """Return row ids, logits [N, C], label names and the checksum of the data, as `write_predictions` wrote them.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: not a file of predictions ({error})") from None
+    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    logits = np.array(table["logits"].to_pylist(), np.float32)
+    labels = meta.get("labels", "").split("\t") if meta.get("labels") else []
+    return table["row"].to_pylist(), logits, labels, meta.get("checksum", "")

@@ -1,0 +1,145 @@
+"""Predictor: texts in, labels and scores out, in input order, whatever computes the logits."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_miniatures.checkpoint import Labels
+from bert_miniatures.errors import DataError, MissingExtra
+from bert_miniatures.models import resolve
+from bert_miniatures.tokenizer import Tokenizer
+
+__all__ = ["Engine", "Predictor", "answers", "predict_stream"]
+
+Floats = npt.NDArray[np.float32]
+Rows = tuple[list[str], list[str] | None]
+# what computes the logits -> (module, what its packages are called in an error, extra)
+_ENGINES = {"torch": ("bert_miniatures.predict_torch", "predicting with torch", "train")}
+
+
+class Engine(Protocol):
+    """What computes logits: torch here, ONNX Runtime for a deploy folder."""
+
+    labels: Labels
+    tokenizer: Tokenizer
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
+        """Return [N, C] in the order of the texts."""
+        ...
+
+
+class Predictor:
+    """Answers texts with a fine-tuned model.
+
+    Args:
+        model: a model folder or a run folder.
+        threads: of the engine; None for all cores that this process may use.
+
+    Raises:
+        CheckpointError: the folder has no classifier, or is damaged.
+        MissingExtra: torch is not installed.
+
+    Example:
+        >>> predictor = Predictor("runs/sst2")  # doctest: +SKIP
+        >>> predictor(["a gripping film"])  # doctest: +SKIP
+        [{'label': 'positive', 'score': 0.98}]
+    """
+
+    def __init__(self, model: str | Path, *, threads: int | None = None) -> None:
+        self.engine = _open(resolve(str(model)), threads)
+        self.labels = self.engine.labels
+
+    def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return one answer per text, in order: `{"label", "score"}`, `{"score"}` or `{"labels", "scores"}`.
+
+        Raises:
+            DataError: the model compares two texts and got one, or the other way round.
+        """
+        return answers(self.labels, self.logits(texts, pairs))
+
+    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Floats:
+        """Return the classifier's outputs [N, C], in order."""
+        if isinstance(texts, str):
+            raise DataError("expected a list of texts, got one text; write [text]")
+        if self.labels.pair and pairs is None:
+            raise DataError("this model compares two texts; give the second ones too (--pair COLUMN)")
+        if pairs is not None and not self.labels.pair and self.labels.task is not None:
+            raise DataError("this model reads one text, got pairs; leave --pair out")
+        if pairs is not None and len(pairs) != len(texts):
+            raise DataError(f"{len(texts)} texts and {len(pairs)} second texts")
+        if not texts:
+            return np.empty((0, max(1, len(self.labels.names))), np.float32)
+        return self.engine.logits(texts, pairs)
+
+
+def _open(folder: Path, threads: int | None) -> Engine:
+    module, what, extra = _ENGINES["torch"]
+    try:
+        return cast(Engine, import_module(module).open_engine(folder, threads))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("bert_miniatures"):
+            raise
+        raise MissingExtra(what, extra) from None
+
+
+def answers(labels: Labels, logits: Floats) -> list[dict[str, Any]]:
+    """Turn logits [N, C] into answers: softmax for one label, the number itself for a score, sigmoid for several."""
+    if labels.kind == "regression":
+        return [{"score": float(value)} for value in logits[:, 0]]
+    wide = logits.astype(np.float64)
+    if labels.kind == "multilabel":
+        shares = 1 / (1 + np.exp(-wide))
+        return [
+            {
+                "labels": [name for name, p in zip(labels.names, row, strict=True) if p >= 0.5],
+                "scores": dict(zip(labels.names, map(float, row), strict=True)),
+            }
+            for row in shares
+        ]
+    shares = np.exp(wide - wide.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    best = wide.argmax(1)
+    return [{"label": labels.names[i], "score": float(row[i])} for i, row in zip(best, shares, strict=True)]
+
+
+def predict_stream(model: str | Path, chunks: Iterable[Rows], *, workers: int = 1) -> Iterator[list[dict[str, Any]]]:
+    """Answer chunks of rows, in order and in bounded memory.
+
+    Args:
+        model: as for `Predictor`.
+        chunks: (texts, second texts or None) each.
+        workers: processes of one thread each; 1 means this process with all its cores.
+    """
+    if workers <= 1:
+        predictor = Predictor(model)
+        for texts, pairs in chunks:
+            yield predictor(texts, pairs)
+        return
+    with get_context("spawn").Pool(workers, _start_worker, (str(model),)) as pool:
+        waiting: deque[AsyncResult[list[dict[str, Any]]]] = deque()
+        for chunk in chunks:
+            waiting.append(pool.apply_async(_answer, chunk))
+            if len(waiting) > 2 * workers:  # so that a fast reader does not fill the memory
+                yield waiting.popleft().get()
+        while waiting:
+            yield waiting.popleft().get()
+
+
+_worker: Predictor | None = None
+
+
+def _start_worker(model: str) -> None:
+    global _worker  # a pool hands state to its tasks in no other way
+    _worker = Predictor(model, threads=1)
+
+
+def _answer(texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
+    assert _worker is not None
+    return _worker(texts, pairs)

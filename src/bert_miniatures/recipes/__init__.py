@@ -1,0 +1,1 @@
+"""Recipes: each reads like the method section of a paper; no tensor code."""

@@ -1,0 +1,383 @@
+"""Fine-tuning: a pre-trained encoder, a new classifier on the pooled first position, a few epochs.
+
+Source: Devlin et al. 2019, section 4; the grid and the four epochs are those of the model card of the miniatures.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bert_miniatures import metrics
+from bert_miniatures.card import model_card, versions
+from bert_miniatures.checkpoint import Labels, ModelFolder, write_folder
+from bert_miniatures.config import FinetuneConfig, TrainConfig, read_toml, write_toml
+from bert_miniatures.data.batches import Batches, Dataset
+from bert_miniatures.data.tasks import Task
+from bert_miniatures.errors import ConfigError, DataError, Diverged
+from bert_miniatures.evaluate import finding, logits_of, prior_loss, write_predictions
+from bert_miniatures.files import RunFolder, read_json
+from bert_miniatures.machine import cores
+from bert_miniatures.model import Bert, build
+from bert_miniatures.names import Weights
+from bert_miniatures.objectives import Objective, classification, multilabel, regression
+from bert_miniatures.optim import decay_so_far
+from bert_miniatures.recipes.loading import Inputs, load_inputs, starting_point
+from bert_miniatures.state import Stop, load_state, save_state, stop_requests
+from bert_miniatures.train import Progress, TrainState, train
+from bert_miniatures.watch import Watch
+
+__all__ = ["finetune", "run_finetune"]
+
+
+def finetune(
+    model: str | Path,
+    out: str | Path,
+    *,
+    data: Mapping[str, Any],
+    train: Mapping[str, Any] | None = None,
+    keep: str = "last",
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Fine-tune a model and return what result.json holds.
+
+    Args:
+        model: any MODEL of the command line: nickname, size, official name or folder.
+        out: the run folder.
+        data: settings of `DataConfig`, as in {"task": "sst2", "glue": "glue"} or {"train": "mine.csv"}.
+        train: settings of `TrainConfig`, as in {"learning_rate": 3e-4, "epochs": 4}.
+        keep: "last", or "best" for the epoch with the best dev score on the task's first metric.
+        resume: continue the run in `out`.
+        overwrite: replace the run in `out`.
+
+    Raises:
+        UserError: the input is wrong; the sentence says what and where.
+        Diverged: the loss became NaN; result.json records it.
+
+    Example:
+        >>> result = finetune("tiny", "runs/sst2", data={"task": "sst2", "glue": "glue"})  # doctest: +SKIP
+        >>> result["scores"]["dev"]  # doctest: +SKIP
+        {'accuracy': 0.8326}
+    """
+    document = {"model": str(model), "data": dict(data), "train": dict(train or {}), "keep": keep}
+    config = FinetuneConfig.of(document)
+    return run_finetune(config, Path(out), resume=resume, overwrite=overwrite, watch=watch)
+
+
+def run_finetune(
+    config: FinetuneConfig, out: Path, *, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
+) -> dict[str, Any]:
+    """Fine-tune as `config` says and return what result.json holds; see `finetune`."""
+    watch = watch or Watch()
+    run = RunFolder.create(out, resume=resume, overwrite=overwrite)
+    if resume and run.is_run():
+        _check_same_run(config, run)
+        if run.is_finished():
+            watch.note(f"{run.path} is finished already")
+            found: dict[str, Any] = read_json(run.result)
+            return found
+    inputs = load_inputs(config, watch)
+    if config.keep == "best" and "dev" not in inputs.splits:
+        raise ConfigError("keep = best needs a dev set to choose by; give --dev, or --keep last")
+    write_toml(run.config, config)
+    return _Finetuning(config, run, inputs, watch).result()
+
+
+def _check_same_run(config: FinetuneConfig, run: RunFolder) -> None:
+    before = FinetuneConfig.of(read_toml(run.config), where=str(run.config)).model_dump()
+    for key, old, new in _differences(before, config.model_dump()):
+        if key not in {"train.save_every", "train.log_every", "train.threads"}:
+            raise ConfigError(f"{run.config} has {key} = {old}, now it is {new}; a run is resumed as it was begun")
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
+    out: list[tuple[str, Any, Any]] = []
+    for key in new:
+        if isinstance(new[key], dict) and isinstance(old[key], dict):
+            out += _differences(old[key], new[key], f"{path}{key}.")
+        elif old[key] != new[key]:
+            out.append((path + key, old[key], new[key]))
+    return out
+
+
+@dataclass
+class _Window:
+    """Losses since the last record in metrics.jsonl, kept on the device until they are read."""
+
+    total: Any = 0.0
+    norm: Any = 0.0
+    count: int = 0
+
+    def add(self, progress: Progress) -> None:
+        self.total, self.norm, self.count = self.total + progress.loss, progress.gradient_norm, self.count + 1
+
+
+class _Finetuning:
+    """One run: what the steps below share."""
+
+    def __init__(self, config: FinetuneConfig, run: RunFolder, inputs: Inputs, watch: Watch) -> None:
+        self.config, self.run, self.inputs, self.watch = config, run, inputs, watch
+        self.task, self.started = inputs.task, time.monotonic()
+        self.best: dict[str, Any] | None = None
+        self.seconds_before = 0.0
+        self.checksums = {name: examples.checksum for name, examples in inputs.splits.items()}
+        set_threads(config.train)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.mean, self.deviation = _standard(self.task, inputs.data["train"], config.train)
+        self.full, classes = starting_point(inputs.parent, self.task, watch)
+        self.used, self.data = _narrow(inputs.data, config.train)
+        self.model = _model(inputs.parent, self.full, self.used, classes, config.train).to(device)
+        self.state = TrainState(self.model, config.train)
+        self.batches = Batches(self.data["train"], config.train.batch_size, config.train.seed)
+        self.steps = self.batches.per_epoch * config.train.epochs
+        self.objective = _objective(self.task, inputs.data["train"], config.train, self.mean, self.deviation)
+
+    # ------------------------------------------------------------------------------------------- the run
+
+    def result(self) -> dict[str, Any]:
+        self._restore()
+        with stop_requests() as stop:
+            self._train(stop)
+        weights, step = self._kept_weights()
+        return self._finish(weights, step)
+
+    def _train(self, stop: Stop) -> None:
+        window, saved = _Window(), time.monotonic()
+        for progress in train(self.state, self.objective, self.batches, self.config.train):
+            window.add(progress)
+            due = progress.step % self.config.train.log_every == 0
+            if due or progress.epoch_ended or stop.asked:
+                self._record(progress, window)
+                window = _Window()
+                if progress.epoch_ended:
+                    self._epoch_ended(progress)
+                if stop.asked or progress.epoch_ended or time.monotonic() - saved >= self.config.train.save_every:
+                    self._save()
+                    saved = time.monotonic()
+            if stop.asked:
+                self.watch.note(f"stopped at step {progress.step} of {progress.steps}; --resume continues from here")
+                raise KeyboardInterrupt
+
+    def _record(self, progress: Progress, window: _Window) -> None:
+        loss, norm = float(window.total) / window.count, float(window.norm)
+        record = {"step": progress.step, "epoch": progress.epoch, "loss": loss, "gradient_norm": norm}
+        self.run.log(**record, learning_rate=progress.learning_rate, seconds=round(self._seconds(), 3))
+        self.watch.progress(progress.step, progress.steps, f"loss {loss:.3f}")
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            said = f"the loss became {loss} at step {progress.step} of {progress.steps}"
+            self.run.finish(self._document({}, progress.step, f"{said}; a smaller learning rate helps"))
+            raise Diverged(f"{said}; a smaller --learning-rate helps (this run: {self.config.train.learning_rate:g})")
+
+    def _epoch_ended(self, progress: Progress) -> None:
+        if "dev" not in self.data:
+            return
+        scores = self._scores("dev", self._logits(self.model, "dev"))
+        self.run.log(step=progress.step, epoch=progress.epoch, split="dev", scores=_nulls(scores))
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        self.watch.note(f"epoch {progress.epoch}: dev {shown}")
+        first = scores[self.task.metrics[0]]
+        first = -math.inf if math.isnan(first) else first
+        if self.config.keep == "best" and (self.best is None or first > self.best["score"]):
+            self.best = {"epoch": progress.epoch, "step": progress.step, "score": first}
+            save_state(self.run.state / "best.safetensors", dict(self.model.state_dict()), self.best)
+
+    # ------------------------------------------------------------------------------------------- state
+
+    def _save(self) -> None:
+        facts = {"step": self.state.step, "best": self.best, "seconds": self._seconds(), "data": self.checksums}
+        save_state(self.run.state / "state.safetensors", self.state.tensors(), facts)
+
+    def _restore(self) -> None:
+        found = load_state(self.run.state / "state.safetensors")
+        if found is None:
+            self.run.rewind(-1)
+            return
+        tensors, facts = found
+        for name, checksum in self.checksums.items():
+            if facts["data"].get(name) != checksum:
+                raise DataError(f"the {name} data changed since {self.run.path} was begun; --overwrite starts it anew")
+        self.state.load(tensors, facts["step"])
+        self.best, self.seconds_before = facts["best"], facts["seconds"]
+        self.run.rewind(self.state.step)
+        self.watch.note(f"resumed at step {self.state.step} of {self.steps}")
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    # ------------------------------------------------------------------------------------------- the end
+
+    def _kept_weights(self) -> tuple[Weights, int]:
+        """Return the weights to keep, every word's row included and the target's scale folded in, and their step."""
+        step = self.steps
+        if self.best is not None:
+            found = load_state(self.run.state / "best.safetensors")
+            assert found is not None
+            self.model.load_state_dict(found[0])
+            step = self.best["step"]
+        weights = self.model.weights()
+        if self.used is not None:
+            rows = weights["embed.word.weight"]
+            weights["embed.word.weight"] = self.full["embed.word.weight"] * np.float32(
+                decay_so_far(self.config.train, step, self.steps)
+            )
+            weights["embed.word.weight"][self.used] = rows
+        return fold(weights, self.mean, self.deviation), step
+
+    def _finish(self, weights: Weights, step: int) -> dict[str, Any]:
+        names = self.task.labels if self.task.kind != "regression" else ()
+        labels = Labels(self.task.kind, names, self.task.name, self.task.pair, self.config.data.max_length)
+        folder = ModelFolder(self.inputs.parent.config, weights, self.inputs.parent.tokenizer, labels)
+        logits = {name: self._logits(self.model, name) for name in self.data if name != "train"}
+        scores = {name: self._scores(name, found) for name, found in logits.items()}
+        said = None
+        if "dev" in logits:
+            gold = self.inputs.splits["dev"].labels
+            assert gold is not None
+            prior = prior_loss(self.task.kind, _labels_of(self.inputs.data["train"]))
+            said = finding(self.task, logits["dev"], gold, self._last_loss(), prior)
+        if said:
+            self.watch.warn(said)
+        document = self._document({name: _nulls(found) for name, found in scores.items()}, step, said)
+        card = model_card(labels, document)
+        extra = {"parent_sha256": self.inputs.parent.fingerprint, "scores": document["scores"]}
+        write_folder(self.run.model, folder, card=card, extra=extra, overwrite=True)
+        for name, found in logits.items():
+            write_predictions(self.run.predictions / f"{name}.parquet", self.task, self.inputs.splits[name], found)
+        self.run.finish(document)
+        return document
+
+    def _document(self, scores: dict[str, Any], step: int, said: str | None) -> dict[str, Any]:
+        config, parent = self.config, self.inputs.parent
+        return {
+            "scores": scores,
+            "finding": said,
+            "task": self.task.name,
+            "metric": self.task.metrics[0],
+            "labels": list(self.task.labels),
+            "model": config.model,
+            "layers": parent.config.num_hidden_layers,
+            "width": parent.config.hidden_size,
+            "parent_sha256": parent.fingerprint,
+            "keep": config.keep,
+            "epoch": step / self.batches.per_epoch,
+            "steps": self.state.step,
+            "seed": config.train.seed,
+            "batch_size": config.train.batch_size,
+            "learning_rate": config.train.learning_rate,
+            "epochs": config.train.epochs,
+            "rows": {name: len(examples.texts) for name, examples in self.inputs.splits.items()},
+            "data_sha256": self.checksums,
+            "warnings": self.watch.warnings,
+            "device": str(next(self.model.parameters()).device),
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            "seconds": round(self._seconds(), 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _last_loss(self) -> float:
+        last = self.config.train.epochs
+        found = [r["loss"] for r in self.run.records() if r.get("epoch") == last and "loss" in r]
+        return sum(found) / len(found) if found else math.inf
+
+    def _logits(self, model: Bert, split: str) -> np.ndarray:  # type: ignore[type-arg]
+        return logits_of(model, self.data[split]) * np.float32(self.deviation) + np.float32(self.mean)
+
+    def _scores(self, split: str, logits: np.ndarray) -> dict[str, float]:  # type: ignore[type-arg]
+        gold = self.inputs.splits[split].labels
+        assert gold is not None
+        return metrics.score(self.task.metrics, self.task.kind, logits, gold)
+
+
+# ----------------------------------------------------------------------------------------------- parts of the method
+
+
+def set_threads(config: TrainConfig) -> None:
+    """Use the cores that this process may use, unless the settings or OMP_NUM_THREADS say otherwise."""
+    torch.set_num_threads(config.threads or min(torch.get_num_threads(), cores()))
+    with suppress(RuntimeError):  # can be set once per process
+        torch.set_num_interop_threads(1)
+
+
+def fold(weights: Weights, mean: float, deviation: float) -> Weights:
+    """Put the target's scale into the head, so that it answers in the data's own units. Exact: the head is linear."""
+    if (mean, deviation) == (0.0, 1.0):
+        return weights
+    head = {
+        "head.weight": weights["head.weight"] * np.float32(deviation),
+        "head.bias": weights["head.bias"] * np.float32(deviation) + np.float32(mean),
+    }
+    return weights | head
+
+
+def _standard(task: Task, data: Dataset, config: TrainConfig) -> tuple[float, float]:
+    if task.kind != "regression" or not config.standardise:
+        return 0.0, 1.0
+    labels = _labels_of(data)
+    deviation = float(labels.std())
+    if deviation == 0:
+        raise DataError(f"all {len(labels)} training scores are {labels[0]}; there is nothing to learn")
+    return float(labels.mean()), deviation
+
+
+def _labels_of(data: Dataset) -> Any:
+    assert data.labels is not None
+    return data.labels
+
+
+def _narrow(data: Mapping[str, Dataset], config: TrainConfig) -> tuple[Any, dict[str, Dataset]]:
+    """Renumber the pieces that occur; the rows of the others are neither trained nor stepped (docs/speed.md)."""
+    if not config.exact_speedups:
+        return None, dict(data)
+    used = data["train"].used_ids()
+    for split in data.values():
+        used = np.union1d(used, split.used_ids())
+    return used, {name: split.renumber(used) for name, split in data.items()}
+
+
+def _model(parent: ModelFolder, full: Weights, used: Any, classes: int, config: TrainConfig) -> Bert:
+    sizes, weights = parent.config, full
+    if used is not None:
+        sizes = sizes.model_copy(update={"vocab_size": len(used)})
+        weights = full | {"embed.word.weight": full["embed.word.weight"][used]}
+    model = build(sizes, weights, groups={"pooler", "head"}, classes=classes, seed=config.seed)
+    model.first_only = config.exact_speedups
+    return model
+
+
+def _objective(task: Task, data: Dataset, config: TrainConfig, mean: float, deviation: float) -> Objective:
+    if task.kind == "regression":
+        return regression(mean, deviation)
+    make = multilabel if task.kind == "multilabel" else classification
+    weights = _class_weights(task, _labels_of(data), config)
+    return make(None if weights is None else torch.tensor(weights, dtype=torch.float32))
+
+
+def _class_weights(task: Task, labels: Any, config: TrainConfig) -> list[float] | None:
+    wanted = config.class_weights
+    if wanted == "none":
+        return None
+    if isinstance(wanted, dict):
+        for name in wanted:
+            if name not in task.labels:
+                raise ConfigError(f"train.class_weights: '{name}' is not one of {', '.join(task.labels)}")
+        return [wanted.get(name, 1.0) for name in task.labels]
+    if task.kind == "multilabel":
+        positive = labels.sum(0)
+        return [float((len(labels) - count) / max(1, count)) for count in positive]
+    counts = np.bincount(labels, minlength=len(task.labels))
+    return [float(len(labels) / (len(counts) * count)) if count else 1.0 for count in counts]
+
+
+def _nulls(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace NaN by null: what is undefined stays undefined, and JSON stays JSON."""
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
