@@ -161,7 +161,7 @@ def _shape(window: Window) -> tuple[int, ...]:
 
 def _partitioned(path: Path, name: str) -> CheckpointError:
     return CheckpointError(
-        f"{path}: '{name}' is a partitioned variable, stored in slices, which are not read here; "
+        f"{path}: {name!r} is a partitioned variable, stored in slices, which are not read here; "
         "load it and save it in one piece with TensorFlow"
     )
 
@@ -169,7 +169,8 @@ def _partitioned(path: Path, name: str) -> CheckpointError:
 # The bundle -----------------------------------------------------------------------------------------------------------
 
 
-def _index_bytes(path: Path) -> bytes:
+def _open(prefix: Path) -> _Bundle:
+    path = Path(f"{prefix}.index")
     with _reading(path):
         if not path.is_file():
             raise CheckpointError(
@@ -179,12 +180,12 @@ def _index_bytes(path: Path) -> bytes:
             data = file.read(_MAX_INDEX + 1)
     if len(data) > _MAX_INDEX:
         raise CheckpointError(f"{path}: over {_MAX_INDEX // 2**20} MiB, too large for the index of a checkpoint")
-    return data
+    return _parse(Path(prefix), path, data)
 
 
-def _open(prefix: Path) -> _Bundle:
-    path = Path(f"{prefix}.index")
-    table = read_table(path, _index_bytes(path))
+def _parse(prefix: Path, path: Path, data: bytes) -> _Bundle:
+    """Return the bundle whose index `path` holds these bytes."""
+    table = read_table(path, data)
     header = table.pop(b"", None)
     if header is None:
         raise CheckpointError(f"{path}: has no bundle header; it is not the index of a TensorFlow checkpoint")
@@ -193,7 +194,7 @@ def _open(prefix: Path) -> _Bundle:
     for key, value in table.items():
         name = _name(key, value)
         entries[name] = _entry(name, value)
-    return _Bundle(Path(prefix), entries, _shard_sizes(path, entries, shards))
+    return _Bundle(prefix, entries, _shard_sizes(path, entries, shards))
 
 
 def _name(key: bytes, value: Window) -> str:
