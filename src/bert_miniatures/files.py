@@ -19,6 +19,7 @@ from typing import Any
 from bert_miniatures.errors import DataError, DiskFull, MissingExtra, OutputExists, UserError
 
 __all__ = [
+    "DISK_FULL",
     "RunFolder",
     "atomic_folder",
     "atomic_write",
@@ -32,7 +33,7 @@ __all__ = [
     "write_json",
 ]
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def cache_folder() -> Path:
@@ -55,7 +56,7 @@ def disk_full_is_an_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             raise DiskFull(f"{path}: no space left on the device; nothing half-written was kept") from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
             raise UserError(f"{path}: cannot be written ({os.strerror(error.errno)})") from error
@@ -212,7 +213,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, *, resume: bool = False, overwrite: bool = False) -> "RunFolder":
-        """Open the folder for a run.
+        """Return the folder for a run, checked and not yet made.
 
         Raises:
             OutputExists: it is not empty and neither `resume` nor `overwrite` was given.
@@ -225,7 +226,6 @@ class RunFolder:
                 shutil.rmtree(run.path)
         if not resume:
             _refuse_existing(run.path, "give --resume to continue it, --overwrite to replace it, or another --out")
-        writable_folder(run.path)
         return run
 
     def is_run(self) -> bool:

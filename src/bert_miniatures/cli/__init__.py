@@ -7,10 +7,12 @@ import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from typing import Annotated
 
 import typer
 
 from bert_miniatures.errors import MiniaturesError
+from bert_miniatures.files import DISK_FULL
 
 __all__ = ["main"]
 
@@ -29,16 +31,16 @@ COMMANDS: dict[str, str] = {
 def main() -> None:
     """Run a command; print an error as one sentence and exit 2 (wrong input), 1 (failed work) or 130 (Ctrl-C)."""
     debug = "--debug" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     if "--offline" in arguments:
         os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        _application(arguments)(arguments, standalone_mode=True)
+        sys.exit(_application(arguments)(arguments, prog_name="miniatures", standalone_mode=False) or 0)
     except MiniaturesError as error:
         if debug:
             raise
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         if debug:
             raise
         _fail("interrupted", 130)
@@ -47,6 +49,19 @@ def main() -> None:
         sys.exit(0)
     except MemoryError:
         _fail("out of memory; a smaller --batch-size or --set train.micro_batch_size=8 needs less", 1)
+    except OSError as error:
+        if debug or error.errno not in DISK_FULL:
+            raise
+        _fail(f"{error.filename or 'the output'}: no space left on the device", 1)
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):  # typer's own errors of wrong use have it
+            raise
+        _fail(f"{error.format_message()} ({_help_of(arguments)})", 2)
+
+
+def _help_of(arguments: list[str]) -> str:
+    command = f" {arguments[0]}" if arguments and arguments[0] in COMMANDS else ""
+    return f"'miniatures{command} --help' shows how"
 
 
 def _fail(message: str, exit_code: int) -> None:
@@ -61,26 +76,30 @@ def _application(arguments: list[str]) -> Callable[..., object]:
     app = typer.Typer(
         name="miniatures",
         help="The 24 BERT miniatures: fetch, fine-tune, evaluate, predict.",
-        no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_options)
-    asked = next((argument for argument in arguments if argument in COMMANDS), None)
-    wanted = [asked] if asked and arguments[0] == asked else list(COMMANDS)
+    wanted = arguments[:1] if arguments and arguments[0] in COMMANDS else list(COMMANDS)
     for name in wanted:
         function = getattr(import_module(f"bert_miniatures.cli.{COMMANDS[name]}"), name)
         app.command(name)(function)
     return app
 
 
-def _options(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from importlib.metadata import version as installed
 
         print(installed("bert-miniatures"))
         raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """The 24 BERT miniatures: fetch, fine-tune, evaluate, predict."""
