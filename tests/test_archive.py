@@ -18,21 +18,9 @@ from hypothesis import strategies as st
 from bert_miniatures import archive
 from bert_miniatures.errors import CheckpointError, OutputExists, UserError
 from bert_miniatures.zoo import ZOO
+from loopback import FILES, make_zip
 
 TINY, MINI = ZOO["2/128"], ZOO["4/256"]
-FILES = {
-    "bert_config.json": b'{"hidden_size": 128}\n',
-    "bert_model.ckpt.data-00000-of-00001": bytes(range(251)) * 7,
-    "bert_model.ckpt.index": b"\x00index",
-    "vocab.txt": b"[PAD]\n[UNK]\n",
-}
-
-
-def make_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(path, "w", method) as bundle:
-        for name, data in files.items():
-            bundle.writestr(name, data)
-    return path
 
 
 def make_tar(path: Path, files: dict[str, bytes], change: Callable[[tarfile.TarInfo], None] | None = None) -> Path:

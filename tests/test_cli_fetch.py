@@ -1,0 +1,437 @@
+"""`fetch`, `convert`, `models` and the resolver, against servers on this machine that speak the real protocols."""
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_miniatures import models
+from bert_miniatures.cli import main
+from bert_miniatures.errors import CheckpointError, UnknownName, UserError
+from bert_miniatures.zoo import ZOO
+from loopback import GUARD, Hub, Repository, Server, make_zip, miniatures, python
+
+TINY = ZOO["2/128"]
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "abcdefgh")]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the Hub has it: random weights with both heads, and no tokenizer files."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("published")
+    torch.manual_seed(1)
+    config = transformers.BertConfig(
+        vocab_size=len(PIECES), hidden_size=128, num_hidden_layers=2, num_attention_heads=2, intermediate_size=512
+    )
+    model = transformers.BertForPreTraining(config)
+    model.save_pretrained(folder)  # model.safetensors and config.json
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
+    return folder
+
+
+def files(folder: Path, *names: str) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("config.json", "vocab.txt", *names)}
+
+
+@pytest.fixture
+def hub(published: Path) -> Iterator[Hub]:
+    repository = Repository(files(published, "model.safetensors") | {"tf_model.h5": b"x", "README.md": b"x"})
+    with Server() as large, Hub({TINY.hub: repository}, large) as server:
+        yield server
+
+
+@pytest.fixture
+def google(published: Path, tmp_path: Path) -> Iterator[Server]:
+    archive = make_zip(tmp_path / "made.zip", files(published, "model.safetensors"))
+    with Server({f"/{TINY.official}.zip": archive.read_bytes()}) as server:
+        server.goog_hash = True
+        yield server
+    archive.unlink()
+
+
+def opens(path: Path, published: Path) -> None:
+    """transformers opens the folder and has the numbers that were published."""
+    import torch
+    import transformers
+
+    theirs = transformers.AutoModelForPreTraining.from_pretrained(published).state_dict()
+    ours = transformers.AutoModelForPreTraining.from_pretrained(path).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    transformers.AutoModel.from_pretrained(path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    assert tokenizer.model_max_length == 512
+    assert tokenizer("abc")["input_ids"] == [PIECES.index(piece) for piece in ("[CLS]", "a", "##b", "##c", "[SEP]")]
+
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Run the command line in this process, which is faster; no socket may be opened. Gives code, stdout, stderr."""
+    monkeypatch.setenv("MINIATURES_HOME", str(tmp_path / "ours"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")  # --offline sets it
+
+    class NoSocket(socket.socket):
+        def __init__(self, *arguments: object) -> None:
+            raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket, "socket", NoSocket)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["miniatures", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def done(run: subprocess.CompletedProcess[str]) -> str:
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+# ------------------------------------------------------------------------------------------------ fetch
+
+
+def test_fetch_from_the_hub_gives_a_folder_that_transformers_opens(hub: Hub, published: Path, tmp_path: Path) -> None:
+    """The weights as the 24 have them there: a pickle, on another server; and a token."""
+    hub.token, hub.repositories[TINY.hub].files = "hf_loopback", files(published, "pytorch_model.bin")
+    path = Path(done(miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url, HF_TOKEN=hub.token)))
+    assert path == tmp_path / "ours" / "models" / TINY.official
+    opens(path, published)
+    asked = {request.path.rpartition("/")[2] for request in hub.asked}
+    assert asked == {f"bert_{TINY.official}", "config.json", "vocab.txt", "pytorch_model.bin"}
+    assert hub.large is not None
+    assert [request.headers.get("authorization") for request in hub.large.asked] == [None]  # the token stays at the Hub
+    again = miniatures(tmp_path, "fetch", "2/128", "--offline", guard=True)
+    assert (done(again), again.stderr) == (str(path), "already there; --overwrite makes it again\n")
+
+
+def test_a_wrong_token_is_said(hub: Hub, tmp_path: Path) -> None:
+    hub.token = "hf_loopback"
+    run = miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url)
+    assert run.returncode == 1
+    assert f"error: {hub.url}/{TINY.hub}: HTTP 401; HF_TOKEN and HF_ENDPOINT decide" in run.stderr
+
+
+def test_safetensors_are_preferred(hub: Hub, published: Path, tmp_path: Path) -> None:
+    hub.repositories[TINY.hub].files["pytorch_model.bin"] = b"not asked for"
+    document = json.loads(done(miniatures(tmp_path, "fetch", TINY.hub, "--json", HF_ENDPOINT=hub.url)))
+    assert not any("pytorch_model.bin" in request.path for request in hub.asked)
+    opens(Path(document.pop("path")), published)
+    assert document.pop("repaired")
+    assert document == {
+        "model": TINY.official, "size": "2/128", "source": "hub",
+        "source_format": "safetensors", "tensors": 46, "skipped": [],
+    }  # fmt: skip
+
+
+def test_a_cut_download_from_the_hub_is_continued(hub: Hub, published: Path, tmp_path: Path) -> None:
+    assert hub.large is not None
+    hub.large.cuts = [400_000]
+    opens(Path(done(miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url))), published)
+    assert len(hub.large.asked) == 2
+
+
+def test_what_the_hubs_cache_has_is_converted_offline(hub: Hub, published: Path, tmp_path: Path) -> None:
+    path = Path(done(miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url)))
+    (path / "config.json").unlink()
+    out = tmp_path / "out"
+    assert done(miniatures(tmp_path, "fetch", "tiny", "--offline", "--out", str(out), guard=True)) == str(out)
+    opens(out, published)
+
+
+def test_a_hub_that_is_down_leads_to_google(google: Server, published: Path, tmp_path: Path) -> None:
+    run = miniatures(tmp_path, "fetch", "tiny", MINIATURES_GOOGLE_URL=google.url)
+    opens(Path(done(run)), published)
+    assert f"http://127.0.0.1:9/{TINY.hub}: ConnectError" in run.stderr
+    assert "trying Google's archive instead" in run.stderr
+    assert not (
+        tmp_path / "ours" / "downloads" / f"{TINY.official}.zip"
+    ).exists()  # what is converted is not kept twice
+    assert list((tmp_path / "ours" / "raw").iterdir()) == []
+
+
+def test_a_hub_that_fails_leads_to_google(hub: Hub, google: Server, tmp_path: Path) -> None:
+    hub.statuses = [503]
+    run = miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url, MINIATURES_GOOGLE_URL=google.url)
+    done(run)
+    assert f"{hub.url}/{TINY.hub}: HTTP 503\n" in run.stderr
+
+
+def test_without_torch_googles_archive_is_taken(hub: Hub, google: Server, published: Path, tmp_path: Path) -> None:
+    hub.repositories[TINY.hub].files = files(published, "pytorch_model.bin")
+    code = "import sys\nsys.modules['torch'] = None\nfrom bert_miniatures.cli import main\nmain()\n"
+    env = {"HF_ENDPOINT": hub.url, "MINIATURES_GOOGLE_URL": google.url}
+    run = python(code, tmp_path, "fetch", "tiny", **env)
+    done(run)
+    assert (
+        "reading pytorch_model.bin, all that the Hub has of uncased_L-2_H-128_A-2, needs the 'train' extra"
+        in run.stderr
+    )
+
+
+def test_when_nobody_has_it_every_address_is_named(hub: Hub, tmp_path: Path) -> None:
+    with Server() as empty:
+        run = miniatures(tmp_path, "fetch", "tiny", MINIATURES_GOOGLE_URL=empty.url)
+        assert run.returncode == 1
+        assert f"http://127.0.0.1:9/{TINY.hub}: ConnectError" in run.stderr
+        assert f"{empty.url}/{TINY.official}.zip: HTTP 404" in run.stderr
+        assert "miniatures fetch 2/128 --archive FILE" in run.stderr
+    assert "Traceback" not in run.stderr
+    hub.repositories.clear()
+    run = miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url)
+    assert run.returncode == 1
+    assert f"{hub.url}/{TINY.hub}: HTTP 404" in run.stderr
+
+
+def test_a_repository_without_a_vocabulary_is_refused(hub: Hub, tmp_path: Path) -> None:
+    del hub.repositories[TINY.hub].files["vocab.txt"]
+    run = miniatures(tmp_path, "fetch", "tiny", HF_ENDPOINT=hub.url)
+    assert run.returncode == 1
+    assert f"{hub.url}/{TINY.hub}: has no vocab.txt; try --from google" in run.stderr
+
+
+def test_what_is_not_a_hub_is_said(tmp_path: Path) -> None:
+    with Server({f"/api/models/{TINY.hub}": b"<html>please log in</html>"}) as portal, Server() as empty:
+        env = {"HF_ENDPOINT": portal.url, "MINIATURES_GOOGLE_URL": empty.url}
+        run = miniatures(tmp_path, "fetch", "tiny", **env)
+    assert run.returncode == 1
+    assert f"{portal.url}/{TINY.hub}: JSONDecodeError" in run.stderr
+
+
+def test_two_processes_fetch_once_and_both_get_it(google: Server, published: Path, tmp_path: Path) -> None:
+    google.delay = 1.0
+    code = "from bert_miniatures.models import resolve\nprint(resolve('tiny'))\n"
+    starter = f"""
+import subprocess, sys
+runs = [subprocess.Popen([sys.executable, "-c", {code!r}], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+print(*(run.communicate()[0].strip() for run in runs), *(run.returncode for run in runs), sep="\\n")
+"""
+    run = python(starter, tmp_path, MINIATURES_GOOGLE_URL=google.url)
+    path = tmp_path / "ours" / "models" / TINY.official
+    assert run.stdout.split() == [str(path)] * 3 + ["0"] * 3, run.stderr
+    assert len(google.asked) == 1
+    opens(path, published)
+    assert [file.name for file in path.parent.iterdir() if not file.name.endswith(".lock")] == [TINY.official]
+
+
+def test_fetch_from_an_archive_or_folder(here: Here, published: Path, tmp_path: Path) -> None:
+    listed = files(published, "model.safetensors")
+    archive = make_zip(tmp_path / "all.zip", {f"{TINY.official}/{name}": data for name, data in listed.items()})
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, out, err = here("fetch", "tiny", "--archive", str(archive), "--out", str(first))
+    assert (code, out) == (0, f"{first}\n")
+    assert "46 tensors, read as safetensors\nrepaired: " in err
+    opens(first, published)
+    folder = ("--archive", str(published), "--out", str(second))
+    assert here("fetch", "tiny", *folder)[:2] == (0, f"{second}\n")
+    opens(second, published)
+    code, _, err = here("fetch", "tiny", *folder)
+    assert (code, err) == (2, f"error: {second} exists and is not empty; give another path or --overwrite\n")
+    assert here("fetch", "tiny", *folder, "--overwrite")[0] == 0
+    code, _, err = here("fetch", "mini", "--archive", str(published))
+    assert code == 2
+    assert "this is a model of size 2/128; expected 4/256 (uncased_L-4_H-256_A-4)" in err
+    assert archive.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tinny"], "error: unknown model 'tinny'; did you mean 'tiny'?"),
+        (["tiny", "--from", "gogle"], "error: unknown source 'gogle'; did you mean 'google'?"),
+        (["tiny", "--from", "hub", "--archive", "x.zip"], "error: --from and --archive exclude each other"),
+        (["tiny", "--archive", "none.zip"], "error: none.zip: no such file"),
+        (["tiny", "--from", "google", "--offline"], "error: uncased_L-2_H-128_A-2 is not on this machine"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_2(arguments: list[str], said: str, here: Here) -> None:
+    code, out, err = here("fetch", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(said)
+
+
+def test_a_checkpoint_that_cannot_be_converted_is_not_kept(google: Server, published: Path, tmp_path: Path) -> None:
+    listed = files(published, "model.safetensors")
+    listed["model.safetensors"] = listed["model.safetensors"][:-1]
+    google.files[f"/{TINY.official}.zip"] = make_zip(tmp_path / "bad.zip", listed).read_bytes()
+    run = miniatures(tmp_path, "fetch", "tiny", "--from", "google", MINIATURES_GOOGLE_URL=google.url)
+    assert run.returncode == 2
+    assert "model.safetensors: not a whole safetensors file" in run.stderr
+    kept = [path.name for path in (tmp_path / "ours").rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+    assert kept == []
+
+
+# ------------------------------------------------------------------------------------------------ convert
+
+
+def test_convert_prints_what_it_did(here: Here, published: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name, data in files(published, "model.safetensors").items():
+        (source / name).write_bytes(data)
+    code, out, _ = here("convert", str(source), str(target))
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[:2] == [str(target), "46 tensors, read as safetensors"]
+    assert any(line.startswith("repaired: tokenizer_config.json was missing") for line in lines)
+    opens(target, published)
+    assert here("convert", str(source), str(target))[0] == 2
+    code, out, _ = here("convert", str(target), str(tmp_path / "again"), "--json")
+    assert json.loads(out) == {
+        "path": str(tmp_path / "again"), "source_format": "safetensors", "tensors": 46, "skipped": [], "repaired": []
+    }  # fmt: skip
+    opens(tmp_path / "again", published)
+
+
+def test_convert_of_an_archive_says_what_to_type(here: Here, tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "a.zip", {"vocab.txt": b""})
+    code, _, err = here("convert", str(archive), "out")
+    assert code == 2
+    assert f"'miniatures fetch MODEL --archive {archive} --out out' opens it" in err
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def test_models_as_json_has_every_field(here: Here) -> None:
+    code, out, _ = here("models", "--json")
+    rows = json.loads(out)["models"]
+    assert code == 0
+    assert len(rows) == 24
+    tiny = next(row for row in rows if row["nickname"] == "tiny")
+    assert tiny == {
+        "size": "2/128",
+        "nickname": "tiny",
+        "official": "uncased_L-2_H-128_A-2",
+        "layers": 2,
+        "width": 128,
+        "heads": 2,
+        "parameters": 4385920,
+        "bytes": 17543680,
+        "hub": "google/bert_uncased_L-2_H-128_A-2",
+        "google_zip": "https://storage.googleapis.com/bert_models/2020_02_20/uncased_L-2_H-128_A-2.zip",
+        "published": tiny["published"],
+        "here": None,
+    }
+    assert tiny["published"]["mnli"] == [70.2, 70.3]
+    assert sum(row["published"] is not None for row in rows) == 4
+
+
+def test_models_through_a_pipe_is_plain_and_whole(tmp_path: Path) -> None:
+    said = done(miniatures(tmp_path, "models", COLUMNS="40", FORCE_COLOR="1"))
+    assert said.isascii()
+    assert "\x1b" not in said
+    lines = said.splitlines()
+    assert lines[1].split() == ["2/128", "tiny", "2", "128", "2", "4,385,920", "17.5", TINY.hub]
+    assert len({line.split()[0] for line in lines[1:25]}) == 24
+    assert lines[-1].split()[:6] == ["8/512", "medium", "73.5", "38.0", "89.6", "86.6/81.6"]
+
+
+def test_models_on_a_terminal_has_a_frame(tmp_path: Path) -> None:
+    code = "import os, sys\nos.dup2(int(sys.argv.pop(1)), 1)\nfrom bert_miniatures.cli import main\nmain()\n"
+    reader, writer = pty.openpty()
+    out = os.fdopen(reader, "rb", buffering=0)
+    source = str(Path(models.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": source, "COLUMNS": "130", "MINIATURES_HOME": str(tmp_path), "PYTHONUTF8": "1"}
+    subprocess.run([sys.executable, "-c", code, str(writer), "models"], env=env, pass_fds=[writer], check=True)
+    said = out.read(100_000).decode()
+    os.close(writer)
+    out.close()
+    assert "─" in said
+    assert TINY.hub in said
+
+
+# ------------------------------------------------------------------------------------------------ names
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MINIATURES_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(folder: Path, *names: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).touch()
+    return folder
+
+
+def test_a_name_means_the_published_model(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = touch(home / "home" / "models" / TINY.official, "config.json", "model.safetensors")
+    for name in ("tiny", "TINY", "2/128", TINY.official, TINY.hub):
+        assert models.resolve(name, offline=True) == path
+    assert capsys.readouterr().err == ""
+    touch(home / "tiny", "config.json")
+    assert models.resolve("tiny") == path
+    assert "./tiny is the folder" in capsys.readouterr().err
+    assert models.resolve("./tiny") == Path("tiny")
+
+
+def test_a_folder_means_itself_and_a_run_its_model(home: Path) -> None:
+    assert models.resolve(str(touch(home / "mine", "config.json"))) == home / "mine"
+    touch(home / "run", "run.toml")
+    with pytest.raises(CheckpointError, match="run: a run that has kept no model yet"):
+        models.resolve("run")
+    assert models.resolve(str(touch(home / "run" / "model", "config.json").parent)) == home / "run" / "model"
+
+
+def test_what_is_no_model_is_said(home: Path) -> None:
+    touch(home / "empty")
+    with pytest.raises(CheckpointError, match=r"empty: no model folder: no config\.json"):
+        models.resolve("empty")
+    touch(home, "file.zip")
+    with pytest.raises(CheckpointError, match=r"file\.zip is a file; expected a model folder"):
+        models.resolve("file.zip")
+    with pytest.raises(UnknownName, match="unknown model 'midi'; did you mean 'mini'"):
+        models.resolve("midi")
+
+
+def test_the_starter_is_in_the_package_or_is_said_to_be_missing() -> None:
+    if models.is_model(models.STARTER):
+        assert models.resolve("starter") == models.STARTER
+    else:
+        with pytest.raises(UserError, match="comes without a starter model; 'miniatures fetch tiny'"):
+            models.resolve("starter")
+
+
+def test_offline_can_be_asked_for_in_python(tmp_path: Path) -> None:
+    code = GUARD + "from bert_miniatures import errors, models\ntry:\n    models.resolve('8/512', offline=True)\n"
+    run = python(code + "except errors.Offline as error:\n    print(error)\n", tmp_path)
+    assert run.stdout.startswith("uncased_L-8_H-512_A-8 is not on this machine"), run.stderr
+
+
+def test_the_resolver_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys\nfrom bert_miniatures import models\nprint({'torch', 'numpy', 'rich'} & set(sys.modules))"
+    assert python(code, tmp_path).stdout == "set()\n"
+
+
+def test_numbers_survive_the_whole_way(here: Here, published: Path, tmp_path: Path) -> None:
+    """Float for float: a published tensor, through archive and conversion, is the tensor in our folder."""
+    from safetensors.numpy import load_file
+
+    archive = make_zip(tmp_path / f"{TINY.official}.zip", files(published, "model.safetensors"))
+    out = Path(here("fetch", "tiny", "--archive", str(archive))[1].strip())
+    theirs, ours = load_file(published / "model.safetensors"), load_file(out / "model.safetensors")
+    for name in theirs.keys() & ours.keys():
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    assert len(theirs.keys() & ours.keys()) >= 44
