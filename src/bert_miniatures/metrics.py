@@ -43,11 +43,16 @@ def _matthews(predicted: np.ndarray, gold: np.ndarray) -> float:
     return float(matthews_corrcoef(gold, predicted))
 
 
+def _is_constant(values: np.ndarray) -> bool:
+    """Tell whether the values are equal but for rounding; below that a correlation is noise."""
+    return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
 def _correlation(name: str) -> Callable[[np.ndarray, np.ndarray], float]:
     def correlation(predicted: np.ndarray, gold: np.ndarray) -> float:
         import scipy.stats
 
-        if len(gold) < 2 or np.ptp(predicted) == 0 or np.ptp(gold) == 0:
+        if _is_constant(predicted) or _is_constant(gold):
             return math.nan
         return float(getattr(scipy.stats, name)(predicted, gold).statistic)
 
@@ -86,7 +91,8 @@ def predictions(kind: str, logits: np.ndarray) -> np.ndarray:
         return np.asarray(logits, dtype=np.float64).reshape(len(logits))
     if kind == "multilabel":
         return (np.asarray(logits) > 0).astype(np.int64)
-    return np.argmax(logits, axis=1).astype(np.int64)
+    largest: np.ndarray = np.argmax(logits, axis=1)
+    return largest.astype(np.int64)
 
 
 def score(metrics: Sequence[str], kind: str, logits: np.ndarray, gold: np.ndarray) -> dict[str, float]:
@@ -144,7 +150,7 @@ def _check(kind: str, logits: np.ndarray, gold: np.ndarray) -> None:
     """Refuse outputs and gold that cannot be compared."""
     if len(gold) == 0:
         raise DataError("there are no rows to score")
-    hidden = int(np.isnan(gold).sum() if gold.dtype.kind == "f" else (gold < 0).sum())
+    hidden = int(np.isnan(gold).sum() if kind == "regression" else (gold < 0).sum())
     if hidden:
         raise DataError(f"{hidden:,} of {gold.size:,} labels are hidden: hidden labels can be predicted, never scored")
     expected: dict[str, tuple[Any, ...]] = {"multilabel": gold.shape, "regression": (len(gold), 1)}
