@@ -79,11 +79,6 @@ def read_glue(task: Task, glue: Path, split: str, rows: int | None = None) -> Ex
     Raises:
         UnknownName: the task has no such split.
         DataError: no such folder or file, or a damaged one; the message begins with `file:line:`.
-
-    Example:
-        >>> dev = read_glue(TASKS["sst2"], Path("glue"), "dev")  # doctest: +SKIP
-        >>> dev.texts[0], dev.labels[0]  # doctest: +SKIP
-        ("it 's a charming and often affecting journey . ", 1)
     """
     _check_rows(rows)
     split = task.split_named(split)
@@ -108,6 +103,16 @@ def own_task(
     Raises:
         UnknownName: no such column or kind.
         DataError: the file cannot be read, a guess would be a draw, a label is missing, or there is one class only.
+
+    Example:
+        >>> import tempfile
+        >>> train = Path(tempfile.mkdtemp()) / "train.csv"
+        >>> _ = train.write_text("review,stars\\nfine,good\\nbroken,bad\\n")
+        >>> task = own_task(train)
+        >>> task.kind, task.labels, task.columns.text
+        ('classification', ('bad', 'good'), 'review')
+        >>> read_file(train, task).labels
+        array([1, 0])
     """
     if kind is not None and kind not in KINDS:
         raise UnknownName("kind", kind, KINDS)
