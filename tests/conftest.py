@@ -30,7 +30,7 @@ def config():
     from bert_miniatures.config import ModelConfig
 
     return ModelConfig(vocab_size=len(PIECES), hidden_size=21, num_hidden_layers=2, num_attention_heads=3,
-                       intermediate_size=29, max_position_embeddings=37)  # fmt: skip
+                       intermediate_size=29, max_position_embeddings=37, initializer_range=0.15)  # fmt: skip
 
 
 @pytest.fixture(scope="session")

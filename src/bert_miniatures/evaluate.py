@@ -42,7 +42,7 @@ def logits_of(model: Bert, data: Dataset, budget: int = 4096) -> Floats:
 
 
 def prior_loss(kind: str, labels: npt.NDArray[np.generic]) -> float:
-    """Return the loss of a model that knows only how frequent each label is (for regression: the mean, standardised)."""
+    """Return the loss of a model that knows only how frequent each label is; for regression, only the mean."""
     if kind == "regression":
         return 1.0
     if kind == "multilabel":
@@ -62,7 +62,7 @@ def finding(task: Task, logits: Floats, gold: npt.NDArray[np.generic], last_loss
         last_loss: mean training loss of the last epoch.
         prior: what `prior_loss` says of the training labels.
     """
-    said = metrics.degenerate(task.kind, logits, gold)
+    said = metrics.degenerate(task.kind, logits, gold, task.labels)
     if said is None and last_loss >= 0.995 * prior:
         said = (
             f"the training loss of the last epoch, {last_loss:.3f}, is that of knowing only the share of each label, "

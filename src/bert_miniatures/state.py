@@ -55,8 +55,12 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise CheckpointError(f"{path}: state format {document.get('format')}, this version reads format {FORMAT}")
     for name, tensor in tensors.items():
         if document["crc32c"].get(name) != _checksum(tensor):
-            raise CheckpointError(f"{path}: the saved state is damaged ('{name}'); --overwrite starts the run anew")
+            raise _damaged(path, f"'{name}'")
     return tensors, document["facts"]
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: the saved state is damaged ({what}); --overwrite starts the run anew")
 
 
 def _checksum(tensor: Tensor) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,6 @@ class Inputs:
     parent: ModelFolder
     splits: Mapping[str, Examples]
     data: Mapping[str, Dataset]
-    warnings: tuple[str, ...] = field(default=())
 
 
 def load_inputs(config: FinetuneConfig, watch: Watch) -> Inputs:
@@ -93,10 +92,7 @@ def glue_folder(config: DataConfig) -> Path:
 
 def load_splits(task: Task, config: DataConfig, watch: Watch, only: str | None = None) -> dict[str, Examples]:
     """Read train and the labelled dev splits, or only the split that is named."""
-    if config.task:
-        found = _glue_splits(task, config, only)
-    else:
-        found = _own_splits(task, config, watch, only)
+    found = _glue_splits(task, config, only) if config.task else _own_splits(task, config, watch, only)
     for examples in found.values():
         for text in examples.warnings:
             watch.warn(text)
@@ -130,7 +126,7 @@ def _own_splits(task: Task, config: DataConfig, watch: Watch, only: str | None) 
         watch.note("no --dev file and nothing held out: the run will have no scores")
         return {"train": every}
     watch.note(f"no --dev file: {held.sum()} of {len(held)} rows are held out as dev (data.hold_out)")
-    found = {"train": _rows_of(every, ~held), "dev": _rows_of(every, held)}
+    found = {"train": every.take(np.flatnonzero(~held)), "dev": every.take(np.flatnonzero(held))}
     return {only: found[only]} if only else found
 
 
@@ -138,17 +134,6 @@ def _held_out(count: int, share: float) -> np.ndarray:  # type: ignore[type-arg]
     held = np.zeros(count, bool)
     held[np.random.default_rng(HOLD_OUT_SEED).permutation(count)[: int(count * share)]] = True
     return held
-
-
-def _rows_of(examples: Examples, keep: np.ndarray) -> Examples:  # type: ignore[type-arg]
-    chosen = np.flatnonzero(keep)
-    return replace(
-        examples,
-        texts=[examples.texts[i] for i in chosen],
-        pairs=None if examples.pairs is None else [examples.pairs[i] for i in chosen],
-        labels=None if examples.labels is None else examples.labels[chosen],
-        row_ids=[examples.row_ids[i] for i in chosen],
-    )
 
 
 def encoded(name: str, examples: Examples, tokenizer: Tokenizer, max_length: int, watch: Watch) -> Dataset:

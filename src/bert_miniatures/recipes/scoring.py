@@ -56,7 +56,7 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
     if gold is None or not _known(gold):
         raise DataError(f"{examples.source}: the labels of '{split}' are hidden; they can be predicted, never scored")
     scores = metrics.score(task.metrics, task.kind, logits, gold)
-    said = metrics.degenerate(task.kind, logits, gold)
+    said = metrics.degenerate(task.kind, logits, gold, task.labels)
     return {"split": split, "rows": len(gold), "scores": scores, "finding": said}
 
 
