@@ -39,7 +39,7 @@ _FINGERPRINT_VERSION = 1
 
 _WORDS = re.compile(r"[0-9A-Za-z]+|[!-/:-@\[-`{-~]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-_CUT = re.compile("[ \n]")
+_CUT = re.compile(r"[ \n!-/:-@\[-`{-~\u3001\u3002\uff0c]")  # spaces, ASCII and Chinese punctuation
 # BertNormalizer on ASCII: tab and line ends are spaces, every other control character is dropped.
 _CONTROLS = {code: " " if chr(code) in "\t\n\r" else None for code in (*range(32), 127)}
 
@@ -71,18 +71,23 @@ class Encoded:
 
 
 class _Memo(dict[str, bytes]):
-    """ASCII word -> its ids as int32 bytes. A miss asks the model; a full memo starts again from empty."""
+    """ASCII word -> its ids as int32 bytes. A full memo starts again from empty.
 
-    def __init__(self, model: Any) -> None:
+    A word of the vocabulary is its own first longest match, hence one piece; for any other a miss asks the model.
+    """
+
+    def __init__(self, model: Any, id_of: dict[str, int]) -> None:
         super().__init__()
-        self._model = model
+        self._model, self._id_of = model, id_of
 
     def __missing__(self, word: str) -> bytes:
-        row = array("i", [token.id for token in self._model.tokenize(word)]).tobytes()
-        if len(word) <= WORD_LIMIT:
-            if len(self) >= MEMO_WORDS:
-                self.clear()
-            self[word] = row
+        if len(word) > WORD_LIMIT:
+            return array("i", (self._id_of["[UNK]"],)).tobytes()
+        known = self._id_of.get(word)
+        ids = [token.id for token in self._model.tokenize(word)] if known is None else (known,)
+        if len(self) >= MEMO_WORDS:
+            self.clear()
+        row = self[word] = array("i", ids).tobytes()
         return row
 
 
@@ -123,7 +128,7 @@ class Tokenizer:
         rules = [_FINGERPRINT_VERSION, lowercase, strips, split_chinese, self.vocabulary]
         self.fingerprint = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
         self._backend = self._build()
-        self._memo = _Memo(self._backend.model)
+        self._memo = _Memo(self._backend.model, self._id_of)
 
     def _build(self) -> tokenizers.Tokenizer:
         """Make the Rust tokenizer. It has no added tokens, so nothing in a text can become a special token."""
@@ -261,12 +266,15 @@ class Tokenizer:
         return b"".join(self._memo[match[0]] for match in islice(_WORDS.finditer(text), limit))
 
     def _long_row(self, text: str, limit: int | None) -> bytes:
-        """Read a long text in parts. A part begins at a space, which no rule of the normalizer looks across."""
+        """Read a long text in parts.
+
+        A part begins at a space or a punctuation mark: a word ends there, and no rule of the normalizer looks across.
+        """
         ids = array("i")
         end = 0
         while end < len(text) and (limit is None or len(ids) < limit):
-            space = _CUT.search(text, end + _LONG_TEXT)
-            start, end = end, space.start() if space else len(text)
+            cut = _CUT.search(text, end + _LONG_TEXT)
+            start, end = end, cut.start() if cut else len(text)
             ids.extend(self._backend.encode(replace_surrogates(text[start:end]), add_special_tokens=False).ids)
         return ids.tobytes()
 

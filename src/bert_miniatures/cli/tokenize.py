@@ -11,7 +11,7 @@ __all__ = ["tokenize"]
 def tokenize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A nickname, size, official name or model folder.")],
     texts: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="One row each; lines of standard input if none.")
+        list[str] | None, typer.Argument(metavar="TEXT", help="One row each; lines of standard input if none.")
     ] = None,
     pair: Annotated[str | None, typer.Option(help="A second text: [CLS] TEXT [SEP] PAIR [SEP].")] = None,
     max_length: Annotated[int, typer.Option(help="Rows are cut to so many pieces, [CLS] and [SEP] included.")] = 512,
@@ -37,7 +37,7 @@ def tokenize(
             print(*pieces)
             print(*ids)
     if as_json:
-        emit_json(rows)
+        emit_json({"texts": rows})
     if truncated:
         warn(f"{truncated} text{'s were' if truncated > 1 else ' was'} cut to {max_length} pieces (--max-length)")
 
