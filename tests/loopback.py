@@ -47,6 +47,7 @@ class Server:
         if_range: whether `If-Range` is honoured.
         retry_after: value of Retry-After beside the answers of `statuses`.
         delay: seconds before each answer.
+        most: bytes that an answer to a `Range` may have; 0 is no bound.
     """
 
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
@@ -58,7 +59,7 @@ class Server:
         self.etag: dict[str, str] = {}
         self.goog_hash: bool | str = False
         self.last_modified, self.retry_after = "", ""
-        self.if_range, self.delay = True, 0.0
+        self.if_range, self.delay, self.most = True, 0.0, 0
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -109,14 +110,16 @@ class Server:
         if self.goog_hash:
             headers["x-goog-hash"] = self.goog_hash if isinstance(self.goog_hash, str) else goog_hash(data)
         asked = request.headers.get("Range", "")
+        whole = len(data)
         same = not self.if_range or request.headers.get("If-Range", etag) in {etag, self.last_modified}
         status, start = 200, 0
         if self.ranges and asked.startswith("bytes=") and same:
             start = int(asked.removeprefix("bytes=").split("-")[0])
+            data = data[: start + self.most] if self.most else data
             if start >= len(data):
                 return reply(request, 416, b"", {"Content-Range": f"bytes */{len(data)}"})
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{whole}"
         reply(request, status, data[start:], headers, self.cuts.pop(0) if self.cuts else None, chunked=not self.length)
 
 
@@ -138,7 +141,8 @@ def reply(
     if request.command == "HEAD":
         return
     sent = body if cut is None else body[:cut]
-    request.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent) if chunked else sent)
+    if sent:  # a chunk of no bytes would be the end
+        request.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent) if chunked else sent)
     if cut is not None:
         request.wfile.flush()
         request.close_connection = True

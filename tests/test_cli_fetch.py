@@ -15,7 +15,7 @@ import pytest
 from bert_miniatures import models
 from bert_miniatures.cli import main
 from bert_miniatures.errors import CheckpointError, UnknownName, UserError
-from bert_miniatures.zoo import ZOO
+from bert_miniatures.zoo import ZOO, Miniature
 from loopback import GUARD, Hub, Repository, Server, make_zip, miniatures, python
 
 TINY = ZOO["2/128"]
@@ -93,10 +93,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["miniatures", *arguments])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
+        code = 0
+        try:
             main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
+        return code, said.out, said.err
 
     return run
 
@@ -121,6 +124,14 @@ def test_fetch_from_the_hub_gives_a_folder_that_transformers_opens(hub: Hub, pub
     assert [request.headers.get("authorization") for request in hub.large.asked] == [None]  # the token stays at the Hub
     again = miniatures(tmp_path, "fetch", "2/128", "--offline", guard=True)
     assert (done(again), again.stderr) == (str(path), "already there; --overwrite makes it again\n")
+
+
+def test_an_output_that_exists_is_refused_before_the_download(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    run = miniatures(tmp_path, "fetch", "tiny", "--out", str(tmp_path), HF_ENDPOINT=hub.url)
+    assert run.returncode == 2
+    assert run.stderr == f"error: {tmp_path} exists and is not empty; give another path or --overwrite\n"
+    assert hub.asked == []
 
 
 def test_a_wrong_token_is_said(hub: Hub, tmp_path: Path) -> None:
@@ -230,6 +241,26 @@ print(*(run.communicate()[0].strip() for run in runs), *(run.returncode for run 
     assert len(google.asked) == 1
     opens(path, published)
     assert [file.name for file in path.parent.iterdir() if not file.name.endswith(".lock")] == [TINY.official]
+
+
+def test_googles_tensorflow_checkpoint_becomes_a_model_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive as Google packs it, with a checkpoint that TensorFlow wrote."""
+    from safetensors.numpy import load_file
+
+    fixture = Path(__file__).parent / "fixtures" / "tf"
+    archive = make_zip(
+        tmp_path / "a.zip", {path.name: path.read_bytes() for path in (fixture / "pretrained").iterdir()}
+    )
+    model = Miniature(layers=2, width=12)
+    monkeypatch.setenv("MINIATURES_HOME", str(tmp_path / "ours"))
+    with Server({f"/{model.official}.zip": archive.read_bytes()}) as server:
+        monkeypatch.setenv("MINIATURES_GOOGLE_URL", server.url)
+        got = models.obtain(model, tmp_path / "out", source="google", offline=False)
+    assert got.conversion is not None
+    assert (got.source, got.conversion.source_format) == ("google", "tensorflow")
+    written = load_file(fixture / "pretrained.safetensors")["bert/embeddings/word_embeddings"]
+    converted = load_file(tmp_path / "out" / "model.safetensors")["bert.embeddings.word_embeddings.weight"]
+    np.testing.assert_array_equal(converted, written)
 
 
 def test_fetch_from_an_archive_or_folder(here: Here, published: Path, tmp_path: Path) -> None:

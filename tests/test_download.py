@@ -96,6 +96,22 @@ def test_a_file_that_changed_is_fetched_anew(honest: bool, tmp_path: Path) -> No
         assert get(server, tmp_path / "a.zip", attempts=2) == OTHER
 
 
+def test_a_server_may_answer_less_than_it_was_asked_for(tmp_path: Path) -> None:
+    with Server({"/a.zip": DATA}) as server:
+        server.cuts, server.most = [100_000], 90_000
+        assert get(server, tmp_path / "a.zip") == DATA
+    assert len(server.asked) == 4
+
+
+def test_a_file_that_grew_under_the_same_etag_is_fetched_anew(tmp_path: Path) -> None:
+    with Server({"/a.zip": DATA}) as server:
+        server.cuts, server.etag = [200_000], {"/a.zip": '"same"'}
+        with pytest.raises(Unreachable):
+            get(server, tmp_path / "a.zip", attempts=1)
+        server.files["/a.zip"] = OTHER + b"more"
+        assert get(server, tmp_path / "a.zip") == OTHER + b"more"
+
+
 def test_a_file_that_shrank_is_fetched_anew(tmp_path: Path) -> None:
     with Server({"/a.zip": DATA}) as server:
         server.cuts, server.etag = [200_000], {"/a.zip": '"same"'}
@@ -222,9 +238,11 @@ def test_more_than_a_model_can_have_is_refused(length: bool, tmp_path: Path, mon
     monkeypatch.setattr(transfer, "LARGEST", 200_000)
     with Server({"/a.zip": DATA}) as server:
         server.length = length
-        with pytest.raises(DownloadFailed, match="200,000"):
+        with pytest.raises(
+            DownloadFailed, match="expected at most 200,000" if length else "more than 200,000 bytes came"
+        ):
             get(server, tmp_path / "a.zip")
-    assert "a.zip" not in left(tmp_path / "a.zip")
+    assert left(tmp_path / "a.zip") == []
 
 
 def test_no_space_left_is_said_and_frees_the_space(tmp_path: Path) -> None:

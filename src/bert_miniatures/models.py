@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_miniatures.download import Source, fetch, forget, google_url, held, hub_snapshot
-from bert_miniatures.errors import CheckpointError, DownloadFailed, MissingExtra, UnknownName, UserError
+from bert_miniatures.errors import CheckpointError, DownloadFailed, MissingExtra, OutputExists, UnknownName, UserError
 from bert_miniatures.files import cache_folder, is_offline
 from bert_miniatures.transfer import Unreachable, locked, say
 from bert_miniatures.zoo import Miniature, lookup
@@ -102,11 +102,14 @@ def obtain(
         Offline: not on this machine, and the network is forbidden.
         DownloadFailed: no source could give it.
         CheckpointError: the files are damaged or of another model.
+        OutputExists: `target` is not empty and `overwrite` is false.
     """
     offline = is_offline() if offline is None else offline
     with locked(converted(model)):
         if not overwrite and target == converted(model) and is_model(target):
             return Obtained(target, "cache", None)
+        if not overwrite and target.exists() and (target.is_file() or any(target.iterdir())):  # before the download
+            raise OutputExists(f"{target} exists and is not empty; give another path or --overwrite")
         if archive is not None:
             return _convert(model, str(archive), fetch(model, archive=archive), target, overwrite)
         if source is not None:

@@ -205,18 +205,16 @@ class _Part:
                 say(f"{self.url}: cannot be continued, beginning again")
             self.drop()
             self.validator, self.total, self.hashes = _validator(headers), total, _hashes(headers)
-            self._keep()
         self._check_room(start)
-        return start
-
-    def _keep(self) -> None:
         kept = {"url": self.url, "validator": self.validator, "total": self.total, "hashes": self.hashes}
         write_json(_beside(self.path), kept)
+        return start
 
     def _check_room(self, have: int) -> None:
-        if (self.total or 0) > LARGEST:
-            raise DownloadFailed(f"{self.url}: {self.total:,} bytes; expected at most {LARGEST:,}")
-        needed, free = (self.total or 0) - have, shutil.disk_usage(self.path.parent).free
+        total = self.total or 0
+        if total > LARGEST:
+            raise DownloadFailed(f"{self.url}: {total:,} bytes; expected at most {LARGEST:,}")
+        needed, free = total - have, shutil.disk_usage(self.path.parent).free
         if needed > free:
             raise DiskFull(f"{self.path}: needs {needed:,} bytes more, and {free:,} are free there")
 
@@ -226,18 +224,22 @@ class _Part:
                 file.write(chunk)
                 advance(len(chunk))
                 if file.tell() > LARGEST:
-                    raise DownloadFailed(f"{self.url}: more than {LARGEST:,} bytes came")
+                    break
+        if self.path.stat().st_size > LARGEST:
+            self.drop()
+            raise DownloadFailed(f"{self.url}: more than {LARGEST:,} bytes came; nothing was kept")
 
     def _verify(self) -> None:
         """Compare size and checksums; bytes that came in several answers get one more chance from the beginning."""
         size = self.path.stat().st_size
-        wrong = f"{size:,} bytes came; expected {self.total:,}" if self.total not in {None, size} else ""
-        if not wrong:
-            found = _digests(self.path, set(self.hashes))
-            wrong = "".join(
-                f"{name} of the bytes is {found[name]}; expected {stated}"
-                for name, stated in self.hashes.items()
-                if found[name] != stated
+        total = size if self.total is None else self.total
+        if size < total:  # a server may send less than it was asked for
+            raise _TryAgainError(f"{size:,} of {total:,} bytes came")
+        found = {} if size > total else _digests(self.path, set(self.hashes))
+        wrong = f"{size:,} bytes came; expected {total:,}" if size > total else ""
+        for name, value in found.items():
+            wrong = wrong or f"{name} of the bytes is {value}; expected {self.hashes[name]}" * (
+                value != self.hashes[name]
             )
         if wrong:
             self.drop()
