@@ -114,7 +114,9 @@ def run_trainer(glue: Path, task: str, seed: int, rows: int | None) -> dict[str,
             disable_tqdm=True,
             dataloader_pin_memory=False,
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer))  # fmt: skip
+        trainer = Trainer(
+            model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer)
+        )
         trainer.train()
         predicted = trainer.predict(dev)
     return scores_of(task, predicted.predictions, [e["labels"] for e in dev])

@@ -61,7 +61,9 @@ def reviews(tmp_path_factory) -> tuple[Path, Path]:
         lines = ["text,label"]
         for _ in range(rows):
             word = drawn.choice(["good", "bad"])
-            rest = ["".join(drawn.choice(list(LETTERS), size=drawn.integers(1, 5))) for _ in range(drawn.integers(1, 9))]
+            rest = [
+                "".join(drawn.choice(list(LETTERS), size=drawn.integers(1, 5))) for _ in range(drawn.integers(1, 9))
+            ]
             rest.insert(int(drawn.integers(0, len(rest) + 1)), str(word))
             lines.append(f"{' '.join(rest)},{'positive' if word == 'good' else 'negative'}")
         files.append(folder / f"{name}.csv")

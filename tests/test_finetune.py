@@ -269,7 +269,7 @@ def command(tiny: Path, reviews, out: Path) -> list[str]:
     arguments = [sys.executable, "-m", "bert_miniatures", "finetune", "--model", str(tiny), "--out", str(out)]
     arguments += ["--train", str(reviews[0]), "--dev", str(reviews[1]), "--max-length", "32", "--epochs", "6"]
     arguments += ["--learning-rate", "3e-3", "--batch-size", "4", "--keep", "best"]
-    return arguments + ["--set", "train.threads=1", "--set", "train.save_every=0", "--set", "train.log_every=1"]
+    return [*arguments, "--set", "train.threads=1", "--set", "train.save_every=0", "--set", "train.log_every=1"]
 
 
 @pytest.mark.slow

@@ -113,6 +113,8 @@ def read_folder(path: Path, *, labels_needed: bool = False) -> ModelFolder:
         MissingExtra: `pytorch_model.bin` needs torch.
     """
     path = Path(path)
+    if not path.exists() and not Path(f"{path}.index").is_file():
+        raise CheckpointError(f"{path}: no such folder or checkpoint")
     folder = path if path.is_dir() else path.parent
     notes: list[str] = []
     document = _read_config(folder, notes)
@@ -139,8 +141,6 @@ def read_folder(path: Path, *, labels_needed: bool = False) -> ModelFolder:
 
 
 def _read_config(folder: Path, notes: list[str]) -> dict[str, Any]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
     for name in ("config.json", "bert_config.json"):
         if (folder / name).is_file():
             document = read_json(folder / name)
@@ -189,7 +189,7 @@ def _read_safetensors(file: Path) -> dict[str, npt.NDArray[Any]]:
     import safetensors
 
     try:
-        tensors = safetensors.deserialize(file.read_bytes())
+        tensors = safetensors.deserialize(file.read_bytes())  # type: ignore[no-untyped-call]
     except Exception as error:  # the library raises its own class, derived from Exception
         raise CheckpointError(f"{file}: not a whole safetensors file ({error})") from None
     out: dict[str, npt.NDArray[Any]] = {}

@@ -52,7 +52,11 @@ def fetch(
         found = _from_hub(model, is_offline() if offline is None else offline)
     else:
         found = _from_google(model, raw, is_offline() if offline is None else offline)
-    _check_sizes(found, model)
+    try:
+        _check_sizes(found, model, str(archive or found))
+    except CheckpointError:
+        forget(model)
+        raise
     return found
 
 
@@ -73,14 +77,14 @@ def google_url(model: Miniature) -> str:
     return f"{mirror.rstrip('/')}/{model.official}.zip" if mirror else model.google_zip
 
 
-def _check_sizes(folder: Path, model: Miniature) -> None:
+def _check_sizes(folder: Path, model: Miniature, where: str) -> None:
     path = next((folder / name for name in (_CONFIG, "bert_config.json") if (folder / name).is_file()), None)
     config = read_json(path) if path else None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{folder}: no config.json or bert_config.json with the model's sizes")
+        raise CheckpointError(f"{where}: no config.json or bert_config.json with the model's sizes")
     size = f"{config.get('num_hidden_layers')}/{config.get('hidden_size')}"
     if size != model.size:
-        raise CheckpointError(f"{path}: this is a model of size {size}; expected {model.size} ({model.official})")
+        raise CheckpointError(f"{where}: this is a model of size {size}; expected {model.size} ({model.official})")
 
 
 # ------------------------------------------------------------------------------------------------ places

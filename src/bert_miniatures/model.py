@@ -214,7 +214,7 @@ def build(
 _ORDER = ("encoder", "pooler", "mlm", "nsp", "head")
 
 
-def _initial(name: str, shape: tuple[int, ...], deviation: float, drawn: np.random.Generator) -> np.ndarray:  # type: ignore[type-arg]
+def _initial(name: str, shape: tuple[int, ...], deviation: float, drawn: np.random.Generator) -> np.ndarray:
     if name.endswith("bias"):
         return np.zeros(shape)
     if "norm" in name:

@@ -99,8 +99,15 @@ def _shape(row: _Row, config: ModelConfig, classes: int) -> tuple[int, ...]:
 def _expand(row: _Row, layers: int) -> list[_Row]:
     if "{i}" not in row.ours:
         return [row]
-    at = lambda names, i: tuple(name.format(i=i) for name in names)  # noqa: E731
-    return [replace(row, ours=row.ours.format(i=i), hf=at(row.hf, i), tf=at(row.tf, i)) for i in range(layers)]
+    return [
+        replace(
+            row,
+            ours=row.ours.format(i=i),
+            hf=tuple(name.format(i=i) for name in row.hf),
+            tf=tuple(name.format(i=i) for name in row.tf),
+        )
+        for i in range(layers)
+    ]
 
 
 def _rows(config: ModelConfig, groups: Iterable[str]) -> list[_Row]:
@@ -108,14 +115,14 @@ def _rows(config: ModelConfig, groups: Iterable[str]) -> list[_Row]:
 
 
 def modern_names(raw: Mapping[str, npt.NDArray[Any]], notes: list[str]) -> dict[str, npt.NDArray[Any]]:
-    """Undo the old spellings: LayerNorm.gamma/beta, no `bert.` prefix, the classifier's older names."""
-    out, old, bare = {}, 0, 0
+    """Undo the old spellings: LayerNorm.gamma/beta, and no `bert.` before the name."""
+    out, old = {}, 0
     for name, tensor in raw.items():
         new = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
         new = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", new)
         old += new != name
         if new.startswith(("embeddings.", "encoder.", "pooler.")):
-            new, bare = f"bert.{new}", bare + 1
+            new = f"bert.{new}"
         out[new] = tensor
     if old:
         notes.append(f"{old} weights have the old spelling LayerNorm.gamma/beta")

@@ -76,7 +76,7 @@ class Optimizer:
             The global norm before clipping, a scalar tensor.
         """
         gradients = self.gradients()
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])) / weight
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])) / weight
         scale = 1.0 / weight
         if self.config.clip:
             scale = scale * (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
@@ -87,7 +87,7 @@ class Optimizer:
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: weights and both moments, by name."""
-        out = {}
+        out: dict[str, Tensor] = {}
         for name, flat, rule in zip(("decayed", "other"), self.flat, self.rules, strict=True):
             out |= {f"{name}.weights": flat.data, f"{name}.first": rule.first, f"{name}.second": rule.second}
         return out

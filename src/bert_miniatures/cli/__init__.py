@@ -35,7 +35,7 @@ def main() -> None:
     if "--offline" in arguments:
         os.environ["HF_HUB_OFFLINE"] = "1"
     try:
-        sys.exit(_application(arguments)(arguments, prog_name="miniatures", standalone_mode=False) or 0)
+        _application(arguments)(arguments, prog_name="miniatures", standalone_mode=False)
     except MiniaturesError as error:
         if debug:
             raise

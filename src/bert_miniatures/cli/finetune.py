@@ -41,11 +41,20 @@ def finetune(
     document: dict[str, Any] = read_toml(config) if config else {}
     if resume and not config and RunFolder(out).is_run():
         document = read_toml(RunFolder(out).config)
-    data = {"task": task, "glue": glue, "train": train, "dev": dev, "text": text, "pair": pair, "label": label}
+    data: dict[str, Any] = {
+        "task": task,
+        "glue": glue,
+        "train": train,
+        "dev": dev,
+        "text": text,
+        "pair": pair,
+        "label": label,
+    }
     data |= {"kind": kind, "max_length": max_length}
     training = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "seed": seed}
     for section, given in (("data", data), ("train", training)):
-        document[section] = dict(document.get(section, {})) | {k: v for k, v in given.items() if v is not None}
+        said = {key: value for key, value in given.items() if value is not None}
+        document[section] = dict(document.get(section, {})) | said
     document |= {name: value for name, value in (("model", model), ("keep", keep)) if value is not None}
     if "model" not in document:
         raise ConfigError("no model: give --model, as in --model tiny ('miniatures models' lists them)")

@@ -6,7 +6,7 @@ The order of the batches is a pure function of (seed, epoch), and any step of it
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +49,12 @@ class Batch:
         """Return the batch on another device."""
         if device.type == "cpu":
             return self
-        moved = {
-            name: None if tensor is None else tensor.to(device, non_blocking=True)
-            for name, tensor in (("segments", self.segments), ("mask", self.mask), ("labels", self.labels))
-        }
-        return replace(self, ids=self.ids.to(device, non_blocking=True), **moved)
+        ids = self.ids.to(device, non_blocking=True)
+        segments, mask, labels = (
+            None if tensor is None else tensor.to(device, non_blocking=True)
+            for tensor in (self.segments, self.mask, self.labels)
+        )
+        return Batch(ids, segments, mask, labels, self.rows)
 
 
 class Dataset:

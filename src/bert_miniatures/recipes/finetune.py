@@ -289,10 +289,10 @@ class _Finetuning:
         found = [r["loss"] for r in self.run.records() if r.get("epoch") == last and "loss" in r]
         return sum(found) / len(found) if found else math.inf
 
-    def _logits(self, model: Bert, split: str) -> np.ndarray:  # type: ignore[type-arg]
+    def _logits(self, model: Bert, split: str) -> np.ndarray:
         return logits_of(model, self.data[split]) * np.float32(self.deviation) + np.float32(self.mean)
 
-    def _scores(self, split: str, logits: np.ndarray) -> dict[str, float]:  # type: ignore[type-arg]
+    def _scores(self, split: str, logits: np.ndarray) -> dict[str, float]:
         gold = self.inputs.splits[split].labels
         assert gold is not None
         return metrics.score(self.task.metrics, self.task.kind, logits, gold)

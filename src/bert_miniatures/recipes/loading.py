@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from bert_miniatures.models import resolve
 
 from bert_miniatures.checkpoint import Labels, ModelFolder, read_folder
 from bert_miniatures.config import DataConfig, FinetuneConfig
@@ -16,6 +15,7 @@ from bert_miniatures.data.labels import label_map
 from bert_miniatures.data.tasks import Task, task_named
 from bert_miniatures.errors import ConfigError, LabelError
 from bert_miniatures.files import cache_folder
+from bert_miniatures.models import resolve
 from bert_miniatures.names import Weights
 from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.watch import Watch
@@ -130,7 +130,7 @@ def _own_splits(task: Task, config: DataConfig, watch: Watch, only: str | None) 
     return {only: found[only]} if only else found
 
 
-def _held_out(count: int, share: float) -> np.ndarray:  # type: ignore[type-arg]
+def _held_out(count: int, share: float) -> np.ndarray:
     held = np.zeros(count, bool)
     held[np.random.default_rng(HOLD_OUT_SEED).permutation(count)[: int(count * share)]] = True
     return held
@@ -183,7 +183,7 @@ def starting_point(parent: ModelFolder, task: Task, watch: Watch) -> tuple[Weigh
     return weights, classes
 
 
-def _kept_order(old: Labels, task: Task) -> np.ndarray | None:  # type: ignore[type-arg]
+def _kept_order(old: Labels, task: Task) -> np.ndarray | None:
     """Return where each label of the task stands in the old classifier, or None where the classifier does not fit."""
     if old.kind != task.kind:
         return None

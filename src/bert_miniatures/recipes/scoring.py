@@ -60,5 +60,5 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
     return {"split": split, "rows": len(gold), "scores": scores, "finding": said}
 
 
-def _known(gold: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _known(gold: np.ndarray) -> bool:
     return not np.isnan(gold).any() if gold.dtype.kind == "f" else not (gold == -1).any()
