@@ -4,9 +4,12 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
+hypothesis.settings.register_profile("shared-machine", deadline=None)  # a slow moment is no fault of the code
+hypothesis.settings.load_profile("shared-machine")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
 

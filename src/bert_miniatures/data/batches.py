@@ -211,7 +211,7 @@ def _digest(*arrays: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
 
 def _read(path: Path) -> Encoded | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             ids, lengths, first, counts = file["ids"], file["lengths"], file["first"], file["counts"]
             if not np.array_equal(file["digest"], _digest(ids, lengths, first, counts)):
                 return None
