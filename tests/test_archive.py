@@ -172,6 +172,14 @@ def test_the_limit_is_the_sum_of_all_files(make: Callable[..., Path], tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tar_is_not_read_without_end_for_what_is_not_wanted(tmp_path: Path) -> None:
+    path = make_tar(tmp_path / "bomb.tar.gz", {"zeros": bytes(18_000_000), "vocab.txt": b"ok"})
+    archive.unpack(path, tmp_path / "whole", wanted=lambda name: name == "vocab.txt")
+    with pytest.raises(CheckpointError, match=r"unpacks to more than 16,7"):
+        archive.unpack(path, tmp_path / "out", wanted=lambda name: name == "vocab.txt", limit=1000)
+    assert not (tmp_path / "out").exists()
+
+
 def zip_that_declares(path: Path, real: int, declared: int) -> Path:
     """Write a zip whose headers say another size than its deflated bytes have."""
     make_zip(path, {"zeros": bytes(real)})

@@ -327,9 +327,11 @@ def test_the_address_without_a_mirror_is_googles(monkeypatch: pytest.MonkeyPatch
 )
 def test_an_archive_of_another_model_is_refused(config: bytes, match: str, google: Server, tmp_path: Path) -> None:
     path = make_zip(tmp_path / "mine.zip", RAW | {"bert_config.json": config})
-    with pytest.raises(CheckpointError, match=match):
+    with pytest.raises(CheckpointError, match=match) as caught:
         module.fetch(TINY, archive=path)
+    assert str(caught.value).startswith(f"{path}: ")
     assert path.exists()
+    assert list((tmp_path / "home" / "raw").iterdir()) == []
     assert google.asked == []
 
 
