@@ -46,8 +46,9 @@ def cache_folder() -> Path:
 
 
 def is_offline() -> bool:
-    """Tell whether `HF_HUB_OFFLINE` (set by `--offline` too) forbids the network."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    """Tell whether `HF_HUB_OFFLINE` (set by `--offline` too) or `TRANSFORMERS_OFFLINE` forbids the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
 
 
 @contextlib.contextmanager

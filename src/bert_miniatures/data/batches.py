@@ -3,6 +3,7 @@
 The order of the batches is a pure function of (seed, epoch), and any step of it can be reached without the ones before.
 """
 
+import copy
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from bert_miniatures.tokenizer import Encoded, Tokenizer
 
 __all__ = ["Batch", "Batches", "Dataset", "by_length", "encode", "epoch_order"]
 
-_FORMAT = "encoded-1"
+_FORMAT = "encoded-2"
 _GROUP = 50  # batches that are sorted by length together; the Trainer's group_by_length uses 50 too
 
 
@@ -71,6 +72,7 @@ class Dataset:
         self.offsets = np.concatenate([[0], np.cumsum(encoded.lengths, dtype=np.int64)])
         self.labels = labels
         self.pad_id = pad_id
+        self.number: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -82,7 +84,9 @@ class Dataset:
         columns = np.arange(width)
         real = columns < lengths[:, None]
         where = np.minimum(self.offsets[rows][:, None] + columns, len(self.ids) - 1)
-        ids = np.where(real, self.ids[where], self.pad_id)
+        ids = np.where(real, self.ids[where], self.pad_id).astype(np.int64)
+        if self.number is not None:
+            ids = self.number[ids]
         first = self.first[rows]
         segments = None
         if (first < lengths).any():
@@ -91,16 +95,22 @@ class Dataset:
         if self.labels is not None:
             labels = torch.from_numpy(self.labels[rows])
         mask = None if real.all() else torch.from_numpy(real)
-        return Batch(torch.from_numpy(ids.astype(np.int64)), segments, mask, labels, rows)
+        return Batch(torch.from_numpy(ids), segments, mask, labels, rows)
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         """Return the sorted piece numbers that occur, with the padding."""
         return np.union1d(np.unique(self.ids), [self.pad_id]).astype(np.int64)
 
     def renumber(self, used: npt.NDArray[np.int64]) -> "Dataset":
-        """Return the data set with piece numbers replaced by their positions in `used`."""
-        encoded = Encoded(np.searchsorted(used, self.ids).astype(np.int32), self.lengths, self.first, 0, 0, 0)
-        return Dataset(encoded, self.labels, int(np.searchsorted(used, self.pad_id)))
+        """Return the data set with piece numbers replaced by their positions in `used`.
+
+        The ids stay where they are, in pages that processes share; a batch is renumbered when it is made.
+        """
+        number = np.zeros(int(used[-1]) + 1, np.int64)
+        number[used] = np.arange(len(used))
+        other = copy.copy(self)
+        other.number = number
+        return other
 
 
 def epoch_order(
@@ -177,19 +187,17 @@ def encode(
             error: the texts are encoded again.
     """
     folder = cache or cache_folder() / "encoded"
-    path = folder / f"{_key(tokenizer, texts, pairs, max_length)}.npz"
+    path = folder / f"{_key(tokenizer, texts, pairs, max_length)}.npy"
     found = _read(path)
     if found is not None:
         return found
     encoded = tokenizer.encode(texts, pairs, max_length=max_length)
-    counts = np.array([encoded.pieces, encoded.unknown, encoded.truncated])
     try:
         with atomic_write(path, durable=False) as temporary, temporary.open("wb") as file:
-            digest = _digest(encoded.ids, encoded.lengths, encoded.first, counts)
-            np.savez(file, ids=encoded.ids, lengths=encoded.lengths, first=encoded.first, counts=counts, digest=digest)
+            np.save(file, _packed(encoded))
     except (MiniaturesError, OSError):
-        pass  # the cache saves time, nothing depends on it
-    return encoded
+        return encoded  # the cache saves time, nothing depends on it
+    return _read(path) or encoded
 
 
 def _key(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> str:
@@ -202,20 +210,28 @@ def _key(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None
     return digest.hexdigest()
 
 
-def _digest(*arrays: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)
+# A cached data set is one int32 array: 8 numbers of digest, then pieces, unknown, truncated and rows as int64, then the
+# lengths, the first segments' lengths and the ids. One array can be memory-mapped: processes share its pages.
+_DIGEST, _HEAD = 8, 16
+
+
+def _packed(encoded: Encoded) -> npt.NDArray[np.int32]:
+    counts = np.array([encoded.pieces, encoded.unknown, encoded.truncated, len(encoded.lengths)], np.int64)
+    body = np.concatenate([counts.view(np.int32), encoded.lengths, encoded.first, encoded.ids]).astype(np.int32)
+    return np.concatenate([_digest(body), body])
+
+
+def _digest(body: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    return np.frombuffer(hashlib.sha256(memoryview(np.ascontiguousarray(body))).digest(), np.int32)
 
 
 def _read(path: Path) -> Encoded | None:
     try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            ids, lengths, first, counts = file["ids"], file["lengths"], file["first"], file["counts"]
-            if not np.array_equal(file["digest"], _digest(ids, lengths, first, counts)):
-                return None
-    except Exception:  # a damaged zip raises almost anything; the texts are encoded again
+        packed = np.load(path, mmap_mode="r", allow_pickle=False)
+        if packed.dtype != np.int32 or not np.array_equal(packed[:_DIGEST], _digest(packed[_DIGEST:])):
+            return None
+        pieces, unknown, truncated, rows = (int(count) for count in packed[_DIGEST:_HEAD].view(np.int64))
+    except (OSError, ValueError, EOFError, SyntaxError):  # what numpy raises for a damaged header
         return None
-    pieces, unknown, truncated = (int(count) for count in counts)
+    lengths, first, ids = np.split(packed[_HEAD:], [rows, 2 * rows])
     return Encoded(ids, lengths, first, pieces, unknown, truncated)
