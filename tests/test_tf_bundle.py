@@ -127,8 +127,10 @@ def refusal_of_index(data: bytes) -> str:
 # What TensorFlow wrote ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("chunk", [2**20, 40], ids=["whole", "in chunks"])
 @every_checkpoint
-def test_arrays_equal_those_of_tensorflow_bit_for_bit(prefix: Path) -> None:
+def test_arrays_equal_those_of_tensorflow(prefix: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf_bundle, "_CHUNK", chunk)
     expected = load_file(FIXTURES / f"{ORACLE[prefix]}.safetensors")
     arrays = read_bundle(prefix)
     assert list(arrays) == sorted(expected)
@@ -136,7 +138,6 @@ def test_arrays_equal_those_of_tensorflow_bit_for_bit(prefix: Path) -> None:
         assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape), name
         assert array.tobytes() == expected[name].tobytes(), name
         assert array.flags.writeable
-        assert array.flags.c_contiguous
 
 
 @every_checkpoint
@@ -152,11 +153,10 @@ def test_the_entries_make_the_bytes_that_tensorflow_wrote(prefix: Path) -> None:
 def test_the_fixture_holds_what_it_says() -> None:
     finetuned = read_index(FINETUNED)
     assert len(read_index(PRETRAINED)) == 39 + 7
-    assert len(finetuned) == 3 * (39 + 2) + 1
-    assert finetuned["global_step"] == Entry("int64", (), 0, 37_488, 8, finetuned["global_step"].crc32c)
+    assert (len(finetuned), finetuned["global_step"].dtype) == (3 * (39 + 2) + 1, "int64")
     assert read_bundle(FINETUNED, ["global_step"])["global_step"] == 7
-    bits = read_bundle(FINETUNED, ["output_bias/adam_m"])["output_bias/adam_m"].view(np.uint32).tolist()
-    assert bits == [0x80000000, 0x00000001, 0x7FC01234]
+    bits = read_bundle(FINETUNED, ["output_bias/adam_m"])["output_bias/adam_m"].view(np.uint32)
+    assert bits.tolist() == [0x80000000, 0x00000001, 0x7FC01234]
     assert {e.shard for e in read_index(SHARDED).values()} == {0, 1}
 
 
@@ -186,24 +186,20 @@ def test_names_choose_and_order() -> None:
 
 @pytest.mark.parametrize("per_block", [1, 2, 17, 47])
 def test_tables_of_several_blocks(tmp_path: Path, per_block: int) -> None:
-    source = read_table(tmp_path, index_of(PRETRAINED))
-    data = table({key: value.content() for key, value in source.items()}, per_block=per_block)
-    (tmp_path / "a.index").write_bytes(data)
+    pairs = {key: value.content() for key, value in read_table(tmp_path, index_of(PRETRAINED)).items()}
+    (tmp_path / "a.index").write_bytes(table(pairs, per_block=per_block))
     assert read_index(tmp_path / "a") == read_index(PRETRAINED)
 
 
 def test_empty_tensors_and_empty_shards(tmp_path: Path) -> None:
-    crc = masked(google_crc32c.value(b"\1\0\0\0"))
-    pairs = bundle(
-        a=entry(3, (), offset=0, crc=crc), b=entry(1, (3, 0), crc=masked(0)), c=entry(9, (0,), offset=4, crc=masked(0))
-    )
+    one, empty = masked(google_crc32c.value(b"\1\0\0\0")), masked(0)
+    pairs = bundle(a=entry(3, crc=one), b=entry(1, (3, 0), crc=empty), c=entry(9, (0,), offset=4, crc=empty))
     (tmp_path / "m.index").write_bytes(table(pairs | {b"": header(shards=2)}))
     (tmp_path / "m.data-00000-of-00002").write_bytes(b"\1\0\0\0")
     (tmp_path / "m.data-00001-of-00002").touch()
     arrays = read_bundle(tmp_path / "m")
-    assert [array.dtype.name for array in arrays.values()] == ["int32", "float32", "int64"]
-    assert [array.shape for array in arrays.values()] == [(), (3, 0), (0,)]
-    assert arrays["a"] == 1
+    kinds = [(array.dtype.name, array.shape, array.tolist()) for array in arrays.values()]
+    assert kinds == [("int32", (), 1), ("float32", (3, 0), [[], [], []]), ("int64", (0,), [])]
 
 
 # Damage ---------------------------------------------------------------------------------------------------------------
@@ -272,15 +268,16 @@ def test_every_truncation_of_the_data_is_an_error(prefix: Path, tmp_path: Path) 
 
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error() -> None:
-    place = Entry("float32", (7,), 0, 2, 28, 0)
-    message = refusal(tf_bundle._tensor, io.BytesIO(b"123456789"), Path("data"), "w", place)
-    assert message == "data: ends inside 'w', at byte 9"
+    arguments = io.BytesIO(b"123456789"), Path("data"), "w", Entry("float32", (7,), 0, 2, 28, 0)
+    assert refusal(tf_bundle._tensor, *arguments) == "data: ends inside 'w', at byte 9"
 
 
 # Files that are whole and still wrong ---------------------------------------------------------------------------------
 
 TWO = {"a": entry(shape=(2,)), "b": entry(shape=(3,), offset=8)}
+ONE = sealed(block([(b"a", b"")], 16))
 BETWEEN = b"\0\1\0a" + bytes([0, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0])
+SHARING = b"\0\1\0a\1\1\0b" + bytes([0, 0, 0, 0, 4, 0, 0, 0, 2, 0, 0, 0])
 WRONG = {
     "snappy": (table(bundle(**TWO), kind=1), "block at byte 0 is compressed with snappy"),
     "unknown compression": (table(bundle(**TWO), kind=4), "unknown compression 4"),
@@ -288,18 +285,24 @@ WRONG = {
     "bytes before a block": (with_tail(b"\0" + sealed(block([], 1)), [(b"a", b"\1\x08")]), "next begins at 1"),
     "filter": (table(bundle(**TWO), metaindex=block([(b"filter", b"")], 1)), "metaindex block that is not empty"),
     "no restart array": (table(bundle(**TWO), metaindex=b""), "block of 0 bytes with 0 restart points"),
+    "no restart points": (table(bundle(**TWO), metaindex=bytes(8)), "block of 8 bytes with 0 restart points"),
     "restart array too long": (table(bundle(**TWO), metaindex=b"\0\0\0\0\2\0\0\0"), "with 2 restart points"),
     "restart point elsewhere": (table(bundle(**TWO), metaindex=bytes([1, *[0] * 3, 1, *[0] * 3])), "out of order"),
     "restart point between": (with_tail(sealed(BETWEEN), [(b"a", b"\0\x10")]), "points are not where keys begin"),
+    "restart point twice": (table(bundle(**TWO), metaindex=bytes(8) + b"\2\0\0\0"), "points are out of order"),
+    "sharing at a restart point": (with_tail(sealed(SHARING), [(b"b", b"\0\x14")]), "key of 1 shared and 1 own"),
+    "sharing with nothing": (with_tail(sealed(b"\1" + SHARING[1:]), [(b"b", b"\0\x14")]), "key of 1 shared and 1 own"),
+    "blocks out of order": (with_tail(ONE + ONE, [(b"a", b"\0\x0c"), (b"b", b"\x11\x0c")]), "key in the wrong block"),
     "block listed twice": (with_tail(sealed(block([], 1)), [(b"a", b"\0\x08"), (b"b", b"\0\x08")]), "next begins at 0"),
     "long block handle": (with_tail(sealed(block([], 1)), [(b"a", b"\0\x08\0")]), "1 bytes too many"),
     "key above its limit": (with_tail(sealed(block([(b"b", b"")], 1)), [(b"a", b"\0\x0c")]), "key in the wrong block"),
     "keys out of order": (table({b"": header(), b"b": TWO["a"], b"a": TWO["b"]}), "key out of order"),
     "long key": (table(bundle(**{"a" * 1025: entry(shape=(2,))})), "key of 0 shared and 1025 own"),
+    "another file": (b"PK\3\4" * 50, "does not end like the index"),
     "no header": (table({b"a": entry(shape=(2,))}), "no bundle header"),
     "big-endian": (table({b"": header(endianness=1)}), "big-endian"),
     "newer": (table({b"": header(min_consumer=2)}), "bundle version 2 or newer"),
-    "many shards": (table({b"": header(shards=2**31)}), "number of shards of 2147483648"),
+    "many shards": (table({b"": header(shards=100_000)}), "number of shards of 100000"),
     "slices": (table(bundle(a=entry(shape=(2,)) + message(7, b""))), "'a' is a partitioned variable"),
     "a slice": (table({b"": header(), b"\0emb\0\1\x80": entry(shape=(2,))}), "'emb' is a partitioned variable"),
     "control characters": (table({b"": header(), b"\x1b[2J": entry(shape=(2,))}), "not printable"),
@@ -311,7 +314,7 @@ WRONG = {
     "over 64 bits": (table(bundle(a=entry(offset=2**64))), "over 64 bits"),
     "endless number": (table(bundle(a=b"\x08" + b"\xff" * 11)), "over 64 bits"),
     "number too long": (table(bundle(a=b"\x08\x81\0")), "not in its shortest form"),
-    "huge and empty": (table(bundle(a=entry(shape=(2**62, 0), size=0))), "shape of 2 dimensions"),
+    "huge and empty": (table(bundle(a=entry(shape=(2**62, 0), size=0))), "shape of impossible size"),
     "rank": (table(bundle(a=entry(shape=(1,) * 33))), "shape of 33 dimensions"),
     "field twice": (table(bundle(a=entry(shape=(2,)) + number(1, 1))), "field 1 of wire type 0, .* there twice"),
     "shape twice": (table(bundle(a=entry(shape=(2,)) + message(2, b""))), "field 2 of wire type 2"),
@@ -333,10 +336,9 @@ def test_wrong_indexes_are_refused_in_one_sentence(case: str) -> None:
 def test_what_is_not_an_index(tmp_path: Path) -> None:
     assert "m.index: no such file" in refusal(read_index, tmp_path / "m")
     assert "File name too long" in refusal(read_index, tmp_path / ("m" * 300))
-    assert "does not end like the index" in refusal_of_index(b"PK\3\4" * 50)
-    with (tmp_path / "m.index").open("wb") as file:
-        file.truncate(2**22 + 1)
-    assert "over 4 MiB" in refusal(read_index, tmp_path / "m")
+    assert "a key too many" in refusal_of_index(table({b"%06d" % number: b"" for number in range(100_001)}))
+    (tmp_path / "m.index").write_bytes(bytes(2**20 + 1))
+    assert "over 1 MiB" in refusal(read_index, tmp_path / "m")
 
 
 def test_dtypes_that_are_listed_but_not_read(tmp_path: Path) -> None:
@@ -348,11 +350,10 @@ def test_dtypes_that_are_listed_but_not_read(tmp_path: Path) -> None:
 
 
 def test_a_huge_tensor_is_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
-    size = 2**40
-    (tmp_path / "m.index").write_bytes(table(bundle(a=entry(shape=(size // 4,)))))
+    (tmp_path / "m.index").write_bytes(table(bundle(a=entry(shape=(2**38,)))))
     with (tmp_path / "m.data-00000-of-00001").open("wb") as file:
-        file.truncate(size)
-    assert f"'a' has {size} bytes, over the limit" in refusal(read_bundle, tmp_path / "m")
+        file.truncate(2**40)
+    assert f"'a' has {2**40} bytes, over the limit" in refusal(read_bundle, tmp_path / "m")
 
 
 # Laws -----------------------------------------------------------------------------------------------------------------
@@ -360,9 +361,8 @@ def test_a_huge_tensor_is_refused_before_memory_is_asked_for(tmp_path: Path) -> 
 
 def listed_or_refused(data: bytes) -> None:
     with contextlib.suppress(CheckpointError):
-        assert all(
-            isinstance(place, Entry) for place in tf_bundle._parse(Path("m"), Path("m.index"), data).entries.values()
-        )
+        entries = tf_bundle._parse(Path("m"), Path("m.index"), data).entries
+        assert all(isinstance(place, Entry) for place in entries.values())
 
 
 @given(st.binary(max_size=300), st.booleans())
@@ -382,7 +382,7 @@ def test_random_values_behind_good_checksums(value: bytes) -> None:
 @given(st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_changes_behind_good_checksums(changes: list[tuple[int, int]]) -> None:
     """A good block with some bytes changed and its checksum made good again."""
-    content = bytearray(block(sorted((key, value) for key, value in bundle(**TWO).items()), 16))
+    content = bytearray(block(list(bundle(**TWO).items()), 16))
     for at, byte in changes:
         content[at % len(content)] = byte
     listed_or_refused(with_tail(sealed(bytes(content)), [(b"\xff", varint(0) + varint(len(content)))]))
@@ -398,9 +398,9 @@ def test_changes_behind_good_checksums(changes: list[tuple[int, int]]) -> None:
         (["vocab.txt", "model.ckpt-7.meta", "checkpoint"], None),
         (["odd.name.index"], "odd.name"),
         (["bert_model.ckpt.index", "model.ckpt-900.index"], "bert_model.ckpt"),
-        (["model.ckpt-99.index", "model.ckpt-1000.index", "model.ckpt-0.index"], "model.ckpt-1000"),
+        (["model.ckpt-99.index", "model.ckpt-1000.index", "model.ckpt-1001.index"], "model.ckpt-1001"),
         (["model.ckpt.index", "model.ckpt-0.index"], "model.ckpt-0"),
-        (["._bert_model.ckpt.index", "model.ckpt-3.index"], "model.ckpt-3"),
+        (["._bert_model.ckpt.index", "odd.index"], "odd"),
     ],
 )
 def test_the_checkpoint_of_a_folder(tmp_path: Path, names: list[str], expected: str | None) -> None:

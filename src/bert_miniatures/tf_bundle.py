@@ -31,7 +31,7 @@ __all__ = ["Entry", "find_prefix", "read_bundle", "read_index"]
 
 _FORMAT_VERSION = 1
 # Far above any BERT; they keep a hostile file from asking for all memory. Sizes are in bytes.
-_MAX_INDEX, _MAX_SHARDS, _MAX_RANK, _MAX_TENSOR = 2**22, 99_999, 32, 2**31
+_MAX_INDEX, _MAX_SHARDS, _MAX_RANK, _MAX_TENSOR = 2**20, 99_999, 32, 2**31
 _CHUNK = 2**20
 
 # Enum DataType of TensorFlow's core/framework/types.proto, from 1.
@@ -152,10 +152,12 @@ def _entry(name: str, value: Window) -> Entry:
 
 def _shape(window: Window) -> tuple[int, ...]:
     _, messages = _message(window, _SHAPE_FIELDS, repeated=2)
-    shape = tuple(_message(dim, _DIM_FIELDS)[0].get(1, 0) for dim in messages.get(2, []))
-    # An empty tensor can have one huge dimension; NumPy takes no such shape.
-    if len(shape) > _MAX_RANK or math.prod(size or 1 for size in shape) >= 2**60:
-        raise window.error(f"a shape of {len(shape)} dimensions that no tensor has")
+    dims = messages.get(2, [])
+    if len(dims) > _MAX_RANK:
+        raise window.error(f"a shape of {len(dims)} dimensions")
+    shape = tuple(_message(dim, _DIM_FIELDS)[0].get(1, 0) for dim in dims)
+    if math.prod(size or 1 for size in shape) >= 2**60:  # an empty tensor too: NumPy takes no such shape
+        raise window.error(f"a shape of impossible size {list(shape)}")
     return shape
 
 
@@ -323,7 +325,7 @@ def read_bundle(prefix: Path, names: Iterable[str] | None = None) -> dict[str, N
         dtype('float32')
     """
     bundle = _open(prefix)
-    return _tensors(bundle, list(bundle.entries if names is None else dict.fromkeys(names)))
+    return _tensors(bundle, list(bundle.entries if names is None else names))
 
 
 def find_prefix(folder: Path) -> Path | None:
