@@ -222,7 +222,7 @@ def _packed(encoded: Encoded) -> npt.NDArray[np.int32]:
 
 
 def _digest(body: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    return np.frombuffer(hashlib.sha256(memoryview(np.ascontiguousarray(body))).digest(), np.int32)
+    return np.frombuffer(hashlib.sha256(np.ascontiguousarray(body).data).digest(), np.int32)
 
 
 def _read(path: Path) -> Encoded | None:
