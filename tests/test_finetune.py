@@ -15,11 +15,13 @@ import torch
 import transformers
 
 from bert_miniatures.checkpoint import read_folder
+from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError, DataError, Diverged, OutputExists
 from bert_miniatures.evaluate import read_predictions
 from bert_miniatures.files import RunFolder
 from bert_miniatures.predict import Predictor
-from bert_miniatures.recipes.finetune import finetune, fold
+from bert_miniatures.recipes.finetune import finetune, fold, run_finetune
+from bert_miniatures.recipes.loading import load_inputs
 from bert_miniatures.recipes.scoring import evaluate
 from bert_miniatures.watch import Watch
 
@@ -263,6 +265,22 @@ def test_ctrl_c_saves_and_resume_equals_the_uninterrupted_run(finished, tiny, re
     assert_same_weights(finished, tmp_path / "run")
     assert resumed["scores"] == json.loads((finished / "result.json").read_text())["scores"]
     assert not (tmp_path / "run" / "state").exists()
+
+
+def test_a_paused_run_ends_as_the_uninterrupted_one(finished, tiny, reviews, tmp_path):
+    """Pause in the middle of an epoch, at its end, and where it stands already; the inputs are shared."""
+    settings = {"model": str(tiny), "data": data_of(reviews), "train": QUICK}
+    config, seen = FinetuneConfig.of(settings), []
+    inputs = load_inputs(config, Watch())
+    for until in (5, 9, 18, 18):
+        seen.append(run_finetune(config, tmp_path / "run", resume=True, until=until, load=lambda *_: inputs))
+        assert not RunFolder(tmp_path / "run").is_finished()
+    assert [(found["paused"], found["steps"]) for found in seen] == [(5, 45), (9, 45), (18, 45), (18, 45)]
+    assert seen[2] == seen[3]
+    assert all(0 <= found["scores"]["dev"]["accuracy"] <= 1 and found["loss"] > 0 for found in seen)
+    ended = run_finetune(config, tmp_path / "run", resume=True, until=45)
+    assert_same_weights(finished, tmp_path / "run")
+    assert ended["scores"] == json.loads((finished / "result.json").read_text())["scores"]
 
 
 def command(tiny: Path, reviews, out: Path) -> list[str]:

@@ -5,7 +5,7 @@ Source: Devlin et al. 2019, section 4; the grid and the four epochs are those of
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -74,9 +74,23 @@ def finetune(
 
 
 def run_finetune(
-    config: FinetuneConfig, out: Path, *, resume: bool = False, overwrite: bool = False, watch: Watch | None = None
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+    until: int | None = None,
+    load: Callable[[FinetuneConfig, Watch], Inputs] = load_inputs,
 ) -> dict[str, Any]:
-    """Fine-tune as `config` says and return what result.json holds; see `finetune`."""
+    """Fine-tune as `config` says and return what result.json holds; see `finetune`.
+
+    Args:
+        until: pause after this many updates where the run has more: the state is saved, the dev set is scored, and
+            `{"paused": update, "steps": all of them, "scores": {"dev": …}, "loss": …}` is returned. Resumed later, the
+            run ends as if it had never paused.
+        load: reads the inputs; several runs in one process may share them.
+    """
     watch = watch or Watch()
     run = RunFolder.create(out, resume=resume, overwrite=overwrite)
     if resume and run.is_run():
@@ -85,11 +99,11 @@ def run_finetune(
             watch.note(f"{run.path} is finished already")
             found: dict[str, Any] = read_json(run.result)
             return found
-    inputs = load_inputs(config, watch)
+    inputs = load(config, watch)
     if config.keep == "best" and "dev" not in inputs.splits:
         raise ConfigError("keep = best needs a dev set to choose by; give --dev, or --keep last")
     write_toml(run.config, config)
-    return _Finetuning(config, run, inputs, watch).result()
+    return _Finetuning(config, run, inputs, watch).result(until)
 
 
 def _check_same_run(config: FinetuneConfig, run: RunFolder) -> None:
@@ -143,29 +157,46 @@ class _Finetuning:
 
     # ------------------------------------------------------------------------------------------- the run
 
-    def result(self) -> dict[str, Any]:
+    def result(self, until: int | None = None) -> dict[str, Any]:
         self._restore()
-        with stop_requests() as stop:
-            self._train(stop)
+        if until is None or self.state.step < until:
+            with stop_requests() as stop:
+                self._train(stop, until)
+        if self.state.step < self.steps:
+            return self._paused()
         weights, step = self._kept_weights()
         return self._finish(weights, step)
 
-    def _train(self, stop: Stop) -> None:
+    def _train(self, stop: Stop, until: int | None) -> None:
         window, saved = _Window(), time.monotonic()
         for progress in train(self.state, self.objective, self.batches, self.config.train):
             window.add(progress)
             due = progress.step % self.config.train.log_every == 0
-            if due or progress.epoch_ended or stop.asked:
+            pause = until is not None and progress.step >= until
+            if due or progress.epoch_ended or pause or stop.asked:
                 self._record(progress, window)
                 window = _Window()
                 if progress.epoch_ended:
                     self._epoch_ended(progress)
-                if stop.asked or progress.epoch_ended or time.monotonic() - saved >= self.config.train.save_every:
+                late = time.monotonic() - saved >= self.config.train.save_every
+                if stop.asked or progress.epoch_ended or pause or late:
                     self._save()
                     saved = time.monotonic()
             if stop.asked:
                 self.watch.note(f"stopped at step {progress.step} of {progress.steps}; --resume continues from here")
                 raise KeyboardInterrupt
+            if pause:
+                return
+
+    def _paused(self) -> dict[str, Any]:
+        """Return what is known of a run that was asked to pause here; the loss is the mean of its last quarter."""
+        step, records = self.state.step, self.run.records()
+        losses = [record["loss"] for record in records if "loss" in record and record["step"] > 0.75 * step]
+        scores = next((record["scores"] for record in records if "scores" in record and record["step"] == step), None)
+        if scores is None and "dev" in self.data:
+            scores = _nulls(self._scores("dev", self._logits(self.model, "dev")))
+        loss = sum(losses) / len(losses) if losses else None
+        return {"paused": step, "steps": self.steps, "loss": loss, "scores": {"dev": scores} if scores else {}}
 
     def _record(self, progress: Progress, window: _Window) -> None:
         loss, norm = float(window.total) / window.count, float(window.norm)
