@@ -22,6 +22,7 @@ __all__ = [
     "DataConfig",
     "FinetuneConfig",
     "ModelConfig",
+    "Settings",
     "TrainConfig",
     "read_toml",
     "write_toml",
@@ -32,10 +33,30 @@ BATCH_SIZES = (8, 16, 32, 64, 128)
 LEARNING_RATES = (3e-4, 1e-4, 5e-5, 3e-5)
 
 
-class _Settings(pydantic.BaseModel):
+class Settings(pydantic.BaseModel):
     """Base of all settings: frozen, unknown keys refused."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "") -> Self:
+        """Build the settings from nested mappings and `--set` strings, which win.
+
+        Raises:
+            UnknownName: a key that does not exist; names the nearest.
+            ConfigError: a value that cannot work; `where` begins the sentence.
+        """
+        tree = _merged({}, document)
+        for override in overrides:
+            key, sign, value = override.partition("=")
+            if not sign:
+                raise ConfigError(f"--set {override}: expected key=value, as in train.warmup=0.2")
+            _merge_into(tree, key.strip().split("."), _parse_value(value.strip()))
+        _check_keys(cls, tree, ())
+        try:
+            return cls(**tree)
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{where}{': ' if where else ''}{_sentence(error)}") from None
 
 
 class ModelConfig(pydantic.BaseModel):
@@ -90,7 +111,7 @@ class ModelConfig(pydantic.BaseModel):
             raise CheckpointError(f"{where}: {_sentence(error)}") from None
 
 
-class DataConfig(_Settings):
+class DataConfig(Settings):
     """Which data: a GLUE task in its official layout, or files of one's own.
 
     Attributes:
@@ -118,7 +139,7 @@ class DataConfig(_Settings):
     dev_rows: int | None = Field(default=None, gt=0)
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """The optimisation.
 
     Attributes:
@@ -161,7 +182,7 @@ class TrainConfig(_Settings):
     save_every: float = Field(default=30.0, ge=0)
 
 
-class FinetuneConfig(_Settings):
+class FinetuneConfig(Settings):
     """A fine-tuning run: `miniatures finetune`.
 
     Attributes:
@@ -173,26 +194,6 @@ class FinetuneConfig(_Settings):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     keep: Literal["last", "best"] = "last"
-
-    @classmethod
-    def of(cls, document: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "") -> Self:
-        """Build the settings from nested mappings and `--set` strings, which win.
-
-        Raises:
-            UnknownName: a key that does not exist; names the nearest.
-            ConfigError: a value that cannot work; `where` begins the sentence.
-        """
-        tree = _merged({}, document)
-        for override in overrides:
-            key, sign, value = override.partition("=")
-            if not sign:
-                raise ConfigError(f"--set {override}: expected key=value, as in train.warmup=0.2")
-            _merge_into(tree, key.strip().split("."), _parse_value(value.strip()))
-        _check_keys(cls, tree, ())
-        try:
-            return cls(**tree)
-        except pydantic.ValidationError as error:
-            raise ConfigError(f"{where}{': ' if where else ''}{_sentence(error)}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
