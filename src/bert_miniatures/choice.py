@@ -1,0 +1,245 @@
+"""Runs grouped into cells, the best cell of each model and task, and how sure that choice is."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bert_miniatures.data.tasks import TASKS
+from bert_miniatures.results import RunResult, title
+
+__all__ = ["Cell", "Choice", "choose", "noise"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Runs with the same settings, that differ by their seed only.
+
+    Attributes:
+        runs: by seed.
+        scores: of the runs that have one.
+    """
+
+    runs: tuple[RunResult, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; -inf where no run has a score."""
+        return statistics.fmean(self.scores) if self.scores else -math.inf
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every run has a score."""
+        return len(self.scores) == len(self.runs)
+
+    @property
+    def settings(self) -> str:
+        """Batch size, learning rate and epochs, as they are shown."""
+        first = self.runs[0]
+        return f"batch {first.batch_size}, {_short(first.learning_rate)}, {first.epochs} epochs"
+
+
+def _short(rate: float) -> str:
+    """Write a learning rate as in "3e-4"."""
+    digits, exponent = f"{rate:e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The best cell of a model on a task.
+
+    Attributes:
+        model: as `RunResult.name`.
+        subject: as `RunResult.subject`.
+        run: the run of the best cell with the best score: what is submitted.
+        best: the best cell.
+        cells: how many cells it was chosen from, failed ones included.
+        mean: of the task's first metric over the seeds of the best cell; None where no run has a score.
+        deviation: sample standard deviation over those seeds; None for one seed.
+        scores: split -> metric -> mean over those seeds; None where a seed has none.
+        warnings: what a reader of the numbers should know, a sentence each.
+    """
+
+    model: str
+    subject: str
+    run: RunResult
+    best: Cell
+    cells: int
+    mean: float | None
+    deviation: float | None
+    scores: Mapping[str, Mapping[str, float | None]]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> int:
+        """Number of runs in the best cell."""
+        return len(self.best.runs)
+
+    @property
+    def label(self) -> str:
+        """Batch size, learning rate and epochs of the best cell, as in "8, 3e-4, 4"."""
+        return f"{self.run.batch_size}, {_short(self.run.learning_rate)}, {self.run.epochs}"
+
+
+def choose(results: Iterable[RunResult]) -> list[Choice]:
+    """Choose the best cell for each model and task.
+
+    Runs with the same settings are repeats of one cell, whatever their seed. The cell with the highest mean of the
+    task's first metric on dev wins; cells where a run has no score come after all others.
+
+    Returns:
+        A choice per (model, task), ordered by both names.
+
+    Example:
+        >>> best = choose(collect([Path("runs")]))[0]  # doctest: +SKIP
+        >>> best.mean, best.cells, best.seeds  # doctest: +SKIP
+        (0.8326, 20, 1)
+    """
+    groups: dict[tuple[str, str], list[RunResult]] = {}
+    for run in results:
+        groups.setdefault((run.name, run.subject), []).append(run)
+    return [_choice(model, subject, runs) for (model, subject), runs in sorted(groups.items())]
+
+
+def _choice(model: str, subject: str, runs: list[RunResult]) -> Choice:
+    runs, warnings = _comparable(model, subject, runs)
+    cells, more = _cells(runs)
+    ranked = sorted(cells, key=lambda cell: (not cell.is_whole, -cell.mean))
+    best = ranked[0]
+    kept = max(best.runs, key=lambda run: -math.inf if run.score is None else run.score)
+    close = _too_close(ranked)
+    warnings += more + ([f"{_shown(model, subject)}: {close}"] if close else [])
+    if kept.finding and kept.score is not None:
+        warnings.append(f"{kept.path}: {kept.finding}")
+    mean = best.mean if best.scores else None
+    deviation = statistics.stdev(best.scores) if len(best.scores) > 1 else None
+    return Choice(model, subject, kept, best, len(cells), mean, deviation, _means(best), tuple(warnings))
+
+
+def _shown(model: str, subject: str) -> str:
+    return f"{title(model)} on {TASKS[subject].title if subject in TASKS else subject}"
+
+
+def _comparable(model: str, subject: str, runs: list[RunResult]) -> tuple[list[RunResult], list[str]]:
+    """Keep the runs that were scored on the same dev set: the largest one, of equal ones the one with most runs."""
+    warnings = []
+    by_dev: dict[str, list[RunResult]] = {}
+    for run in runs:
+        by_dev.setdefault(run.data_sha256.get("dev", ""), []).append(run)
+    kept = max(by_dev.values(), key=lambda group: (group[0].rows.get("dev", 0), len(group)))
+    if len(by_dev) > 1:
+        warnings.append(
+            f"{_shown(model, subject)}: {len(runs) - len(kept)} of {len(runs)} runs were scored on other dev data than "
+            f"the {kept[0].rows.get('dev', 0):,} rows of {kept[0].path}; left out, for such scores do not compare"
+        )
+    starts = {run.parent_sha256 for run in kept if run.parent_sha256}
+    if len(starts) > 1:
+        warnings.append(f"{_shown(model, subject)}: the runs began from {len(starts)} different sets of weights")
+    failed = [run for run in kept if run.score is None]
+    if failed:
+        reason = f" ({failed[0].finding})" if failed[0].finding else ""
+        count = f"{len(failed)} of {len(kept)} runs have no score on dev"
+        warnings.append(f"{_shown(model, subject)}: {count}: {failed[0].path}{reason}")
+    return kept, warnings
+
+
+def _cells(runs: list[RunResult]) -> tuple[list[Cell], list[str]]:
+    """Group runs into cells; of two runs with the same settings and seed the first counts."""
+    groups: dict[tuple[Any, ...], dict[int, RunResult]] = {}
+    warnings = []
+    for run in runs:
+        key = (run.batch_size, run.learning_rate, run.epochs, run.settings, run.data_sha256.get("train", ""))
+        seen = groups.setdefault(key, {}).setdefault(run.seed, run)
+        if seen is not run:
+            warnings.append(f"{run.path}: same settings and seed as {seen.path}; counted once")
+    cells = []
+    for seeds in groups.values():
+        ordered = tuple(seeds[seed] for seed in sorted(seeds))
+        cells.append(Cell(ordered, tuple(run.score for run in ordered if run.score is not None)))
+    return cells, warnings
+
+
+def _means(cell: Cell) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {}
+    for split, scores in cell.runs[0].scores.items():
+        found[split] = {}
+        for metric in scores:
+            values = [run.scores.get(split, {}).get(metric) for run in cell.runs]
+            known = [value for value in values if value is not None]
+            found[split][metric] = statistics.fmean(known) if known and len(known) == len(values) else None
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ noise
+
+
+def _coin(s: float, n: int) -> float:
+    return math.sqrt(max(0.0, s * (1 - s)) / n)
+
+
+# Standard error of one score s on N rows, where it was not measured with several seeds.
+_ERRORS: dict[str, Callable[[float, int], float]] = {
+    "matthews": lambda s, n: math.sqrt(max(0.0, 1 - s * s) / n),
+    "pearson": lambda s, n: (1 - s * s) / math.sqrt(max(1, n - 1)),
+    "spearman": lambda s, n: (1 - s * s) / math.sqrt(max(1, n - 1)),
+}
+
+
+def noise(metric: str, first: Cell, second: Cell, cells: Sequence[Cell], rows: int) -> tuple[float, str]:
+    """Return how much the means of two cells differ by chance, and in words where that number is from.
+
+    Where some cell has two seeds or more: s sqrt(1/n1 + 1/n2), with n seeds in each of the two cells and s the standard
+    deviation of seeds, pooled over all cells: s^2 = sum((n - 1) sd^2) / sum(n - 1).
+
+    With one seed everywhere there is only the dev set's size N to go by: sqrt(e1^2 + e2^2), where the error e of a
+    score s is sqrt(s (1 - s) / N) for accuracy and F1, as for N tosses of a coin; sqrt((1 - s^2) / N) for Matthews, the
+    same thing for two equal classes, where s is 2 x accuracy - 1; and (1 - s^2) / sqrt(N - 1) for correlations. Both
+    cells answer the same rows, so the truth may be smaller; luck of the seed is not in it, so it may be larger too.
+
+    Args:
+        metric: the score's name.
+        first, second: the two cells, each with a score.
+        cells: all cells of the model on the task.
+        rows: of the dev set.
+
+    Returns:
+        A fraction, and its source in words.
+
+    Source: pooled variance and the standard error of a binomial share are textbook formulas; that of a correlation is
+    Fisher's, 1915.
+    """
+    freedom = sum(len(cell.scores) - 1 for cell in cells if len(cell.scores) > 1)
+    if freedom:
+        squares = sum(statistics.variance(c.scores) * (len(c.scores) - 1) for c in cells if len(c.scores) > 1)
+        spread = math.sqrt(squares / freedom)
+        words = f"seeds deviate by {100 * spread:.1f}"
+        return spread * math.sqrt(1 / len(first.scores) + 1 / len(second.scores)), words
+    error = _ERRORS.get(metric, _coin)
+    found = math.hypot(error(first.mean, max(1, rows)), error(second.mean, max(1, rows)))
+    return found, f"one seed, {rows:,} dev rows"
+
+
+def _too_close(ranked: list[Cell]) -> str | None:
+    """Say that the best two cells differ by no more than the noise, or return None."""
+    whole = [cell for cell in ranked if cell.is_whole]
+    if len(whole) < 2:
+        return None
+    first, second = whole[:2]
+    kept = first.runs[0]
+    chance, source = noise(kept.metric, first, second, ranked, kept.rows.get("dev", 0))
+    gap = first.mean - second.mean
+    if gap > chance:
+        return None
+    names = " and ".join(_named(cell, other) for cell, other in ((first, second), (second, first)))
+    return (
+        f"the best two of {len(ranked)} cells differ by {100 * gap:.1f} points of {kept.metric}, no more than the "
+        f"noise of {100 * chance:.1f} ({source}): {names}; another seed may turn them round"
+    )
+
+
+def _named(cell: Cell, other: Cell) -> str:
+    """Return the settings of a cell, with what else sets it apart from the other one."""
+    return ", ".join((cell.settings, *sorted(set(cell.runs[0].settings) - set(other.runs[0].settings))))
