@@ -25,7 +25,7 @@ from bert_miniatures.recipes.loading import load_inputs
 from bert_miniatures.recipes.scoring import evaluate
 from bert_miniatures.watch import Watch
 
-QUICK = {"epochs": 5, "learning_rate": 3e-3, "batch_size": 16, "threads": 1}
+QUICK = {"epochs": 8, "learning_rate": 3e-3, "batch_size": 16, "threads": 1}
 
 # The gradient of the key biases is zero but for rounding (softmax does not see a shift); with a small epsilon Adam
 # would turn that rounding into steps of full size, and two equal computations would part.
@@ -137,6 +137,20 @@ def test_micro_batches_give_the_same_update(tiny, reviews, tmp_path):
         np.testing.assert_allclose(whole[name], micro[name], atol=2e-5, err_msg=name)
 
 
+def test_two_threads_give_the_gradient_of_one_and_the_same_run_twice(tiny, reviews, tmp_path):
+    """Without dropout the halves of a batch add up to the batch; with it, a run is the same each time."""
+    still = tmp_path / "still"
+    _without_dropout(tiny, still)
+    for name, threads in (("one", 1), ("two", 2)):
+        finetune(still, tmp_path / name, data=data_of(reviews), train=QUICK | NO_NOISE | {"threads": threads})
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], atol=5e-5, err_msg=name)
+    for name in ("a", "b"):
+        finetune(tiny, tmp_path / name, data=data_of(reviews), train=QUICK | {"threads": 2})
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
+
+
 def test_keep_best_keeps_the_best_epoch(tiny, reviews, tmp_path):
     result = finetune(tiny, tmp_path / "run", data=data_of(reviews), train=QUICK | {"epochs": 5}, keep="best")
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -235,8 +249,8 @@ def test_output_that_exists_is_refused_without_resume_or_overwrite(finished, tin
 def test_resume_refuses_other_settings_and_other_data(tiny, reviews, tmp_path):
     out = tmp_path / "run"
     _interrupted(tiny, reviews, out)
-    with pytest.raises(ConfigError, match=r"train\.epochs = 5, now it is 6"):
-        finetune(tiny, out, data=data_of(reviews), train=QUICK | {"save_every": 0, "epochs": 6}, resume=True)
+    with pytest.raises(ConfigError, match=r"train\.epochs = 8, now it is 9"):
+        finetune(tiny, out, data=data_of(reviews), train=QUICK | {"save_every": 0, "epochs": 9}, resume=True)
     changed = tmp_path / "train.csv"
     changed.write_text(reviews[0].read_text().replace("good", "very", 1))
     data = data_of(reviews)
@@ -275,7 +289,7 @@ def test_a_paused_run_ends_as_the_uninterrupted_one(finished, tiny, reviews, tmp
     for until in (5, 9, 18, 18):
         seen.append(run_finetune(config, tmp_path / "run", resume=True, until=until, load=lambda *_: inputs))
         assert not RunFolder(tmp_path / "run").is_finished()
-    assert [(found["paused"], found["steps"]) for found in seen] == [(5, 45), (9, 45), (18, 45), (18, 45)]
+    assert [(found["paused"], found["steps"]) for found in seen] == [(5, 72), (9, 72), (18, 72), (18, 72)]
     assert seen[2] == seen[3]
     assert all(0 <= found["scores"]["dev"]["accuracy"] <= 1 and found["loss"] > 0 for found in seen)
     ended = run_finetune(config, tmp_path / "run", resume=True, until=45)

@@ -22,7 +22,8 @@ LAYERS = [
     {"card", "models", "data.examples"},
     {"predict"},
     # ------------------------------------------------------------------------------ torch starts here
-    {"model", "optim", "state", "data.batches"},
+    {"noise", "optim", "state", "data.batches"},
+    {"model"},
     {"objectives", "load", "evaluate"},
     {"train", "predict_torch", "recipes.loading"},
     {"recipes.finetune"},

@@ -8,7 +8,10 @@ Source: Devlin et al. 2019, section 3 and google-research/bert `modeling.py`; pa
 the table in names.py.
 """
 
-from collections.abc import Iterable
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,20 +20,50 @@ from torch import Tensor, nn
 
 from bert_miniatures.config import ModelConfig
 from bert_miniatures.names import Weights, shapes
+from bert_miniatures.noise import Noise
 
 __all__ = ["Bert", "build"]
 
 _TANH = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
+class _Words(nn.Embedding):
+    """The table of word vectors. Inside `collecting`, looked-up rows are leaves whose gradients the caller adds.
+
+    A dense gradient of the whole table is a fresh array of its size at each update, and two threads could not add
+    theirs in a fixed order. Each thread has its own list.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        self.local = threading.local()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        lookups: list[tuple[Tensor, Tensor]] | None = getattr(self.local, "lookups", None)
+        if lookups is None:
+            return F.embedding(ids, self.weight)
+        rows = F.embedding(ids, self.weight.detach()).requires_grad_()
+        lookups.append((ids, rows))
+        return rows
+
+    @contextmanager
+    def collecting(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yield the list of (ids [B, T], rows [B, T, D]) that this thread looks up inside the block."""
+        self.local.lookups = []
+        try:
+            yield self.local.lookups
+        finally:
+            self.local.lookups = None
+
+
 class _Embed(nn.Module):
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, noise: Noise) -> None:
         super().__init__()
-        self.word = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.word = _Words(c.vocab_size, c.hidden_size)
         self.position = nn.Embedding(c.max_position_embeddings, c.hidden_size)
         self.segment = nn.Embedding(c.type_vocab_size, c.hidden_size)
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
-        self.dropout = c.hidden_dropout_prob
+        self.dropout, self.noise = c.hidden_dropout_prob, noise
 
     def forward(self, ids: Tensor, segments: Tensor | None) -> Tensor:
         fixed = self.position.weight[: ids.shape[1]]  # T D
@@ -38,17 +71,19 @@ class _Embed(nn.Module):
             fixed = fixed + self.segment.weight[0]
         x = self.word(ids) + fixed  # B T D
         if segments is not None:
-            x = x + self.segment(segments)
-        return F.dropout(self.norm(x), self.dropout, self.training)
+            x = x + F.embedding(segments, self.segment.weight)
+        return self.noise.dropout(self.norm(x), self.dropout, self.training)
 
 
 class _Layer(nn.Module):
-    def __init__(self, c: ModelConfig) -> None:
+    def __init__(self, c: ModelConfig, noise: Noise) -> None:
         super().__init__()
         width = c.hidden_size
         self.heads = c.num_attention_heads
+        self.scale = (width // self.heads) ** -0.5
         self.tanh = _TANH[c.hidden_act]
         self.dropout, self.attention_dropout = c.hidden_dropout_prob, c.attention_probs_dropout_prob
+        self.noise = noise
         self.qkv = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.attended_norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
@@ -59,29 +94,53 @@ class _Layer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, first_only: bool) -> Tensor:
         """Map [B, T, D] to [B, T, D]; with `first_only` to [B, 1, D], the first position alone.
 
-        Keys and values are needed of every position; query, attention output and feed-forward are not, when only the
-        first position is read afterwards. The numbers are the same, the work of the layer is about a third.
+        Args:
+            mask: added to the scores, 0 or -inf, [B, 1, 1, T].
         """
-        q, k, v = self._query_key_value(x, first_only)
-        dropout = self.attention_dropout if self.training else 0.0
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)  # B N T|1 H
+        a = self._attend_first(x, mask) if first_only else self._attend(x, mask)
         if first_only:
             x = x[:, :1]
-        a = self.attended(a.transpose(1, 2).reshape(x.shape))
-        x = self.attended_norm(x + F.dropout(a, self.dropout, self.training))
+        x = self.attended_norm(x + self._drop(self.attended(a)))
         f = self.down(F.gelu(self.up(x), approximate=self.tanh))
-        normed: Tensor = self.norm(x + F.dropout(f, self.dropout, self.training))
+        normed: Tensor = self.norm(x + self._drop(f))
         return normed
 
-    def _query_key_value(self, x: Tensor, first_only: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _drop(self, x: Tensor) -> Tensor:
+        return self.noise.dropout(x, self.dropout, self.training)
+
+    def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         b, t, d = x.shape
-        if not first_only:
-            q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-            return q, k, v  # B N T H
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = F.linear(x[:, :1], weight[:d], bias[:d]).view(b, 1, self.heads, d // self.heads).transpose(1, 2)
-        k, v = F.linear(x, weight[d:], bias[d:]).view(b, t, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        return q, k, v
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # B N T H
+        if self.training and self.attention_dropout and x.device.type == "cpu":
+            scores = q @ k.transpose(2, 3) * self.scale  # B N T T
+            a = self._shares(scores if mask is None else scores + mask) @ v
+        else:
+            dropout = self.attention_dropout if self.training else 0.0
+            a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        joined: Tensor = a.transpose(1, 2).reshape(b, t, d)
+        return joined
+
+    def _shares(self, scores: Tensor) -> Tensor:
+        return self.noise.dropout(scores.softmax(-1), self.attention_dropout, self.training)
+
+    def _attend_first(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend from the first position alone, [B, 1, D], without making keys and values.
+
+        q . (K x + k) = (K' q) . x + q . k, and the sum of shares times (V x + v) is V (sum of shares times x) plus v
+        times the sum of shares. Multiplying the one query and the one sum instead of every position is the same
+        number with N times D multiplications a position instead of 2 D D.
+        """
+        b, _, d = x.shape
+        query, key, value = self.qkv.weight.view(3, self.heads, d // self.heads, d)  # N H D each
+        of_query, of_key, of_value = self.qkv.bias.view(3, self.heads, 1, d // self.heads)  # N 1 H each
+        q = x[:, 0] @ query.transpose(1, 2) + of_query  # N B H
+        scores = (q @ key).transpose(0, 1) @ x.transpose(1, 2)  # B N T
+        scores = (scores + (q * of_key).sum(-1).t()[:, :, None]) * self.scale
+        shares = self._shares(scores if mask is None else scores + mask[:, 0])
+        mixed = (shares @ x).transpose(0, 1)  # N B D
+        a = mixed @ value.transpose(1, 2) + shares.sum(-1).t()[:, :, None] * of_value  # N B H
+        joined: Tensor = a.transpose(0, 1).reshape(b, 1, d)
+        return joined
 
 
 class _MaskedLM(nn.Module):
@@ -119,8 +178,9 @@ class Bert(nn.Module):
         self.groups = {"encoder", *groups}
         self.classes = classes
         self.first_only = True  # the exact speed-up of the last layer; switched off by exact_speedups = false
-        self.embed = _Embed(config)
-        self.layers = nn.ModuleList([_Layer(config) for _ in range(config.num_hidden_layers)])
+        self.noise = Noise()
+        self.embed = _Embed(config, self.noise)
+        self.layers = nn.ModuleList([_Layer(config, self.noise) for _ in range(config.num_hidden_layers)])
         width = config.hidden_size
         if "pooler" in self.groups:
             self.pooler = nn.Linear(width, width)
@@ -147,8 +207,10 @@ class Bert(nn.Module):
         Returns:
             Hidden states of the last layer, [B, T, D] or [B, 1, D].
         """
-        wide = None if mask is None else mask[:, None, None, :]  # B 1 1 T
         x: Tensor = self.embed(ids, segments)
+        wide = None
+        if mask is not None:  # 0 at real positions, -inf at padded ones; B 1 1 T
+            wide = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)[:, None, None]
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
             x = layer(x, wide, first_only and i == last)
@@ -161,7 +223,7 @@ class Bert(nn.Module):
 
     def classify(self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the classifier's outputs, [B, C]."""
-        x = F.dropout(self.pooled(ids, segments, mask), self.head_dropout, self.training)
+        x = self.noise.dropout(self.pooled(ids, segments, mask), self.head_dropout, self.training)
         logits: Tensor = self.head(x)
         return logits
 

@@ -61,9 +61,8 @@ class Optimizer:
 
     def zero(self) -> None:
         """Set all gradients to zero."""
-        for flat in self.flat:
-            assert flat.grad is not None
-            flat.grad.zero_()
+        for gradient in self.gradients():
+            gradient.zero_()
 
     def gradients(self) -> list[Tensor]:
         """Return the flat gradients."""
