@@ -1,0 +1,143 @@
+"""What fits into a time budget: durations, how long cells take on several workers, which cells to leave out."""
+
+import heapq
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from bert_miniatures.config import FinetuneConfig
+from bert_miniatures.errors import ConfigError
+from bert_miniatures.plan import group_of
+
+__all__ = ["clock", "fit", "makespan", "parse_duration", "preference"]
+
+_UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+
+
+def parse_duration(text: str) -> float:
+    """Return seconds.
+
+    Raises:
+        ConfigError: not a duration.
+
+    Example:
+        >>> parse_duration("2h"), parse_duration("1h30m"), parse_duration("90s")
+        (7200.0, 5400.0, 90.0)
+    """
+    written = text.strip().lower()
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", written)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != written or seconds <= 0:
+        raise ConfigError(f"'{text}' is not a time; write 2h, 90m, 1h30m or 3600s")
+    return float(seconds)
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss.
+
+    Example:
+        >>> clock(75), clock(5400)
+        ('1:15', '1:30:00')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """Return how long jobs take that are handed out in this order, each to the worker that is free first.
+
+    Example:
+        >>> makespan([3, 1, 1, 1], workers=2)
+        3.0
+    """
+    free = [0.0] * max(1, workers)
+    for cost in seconds:
+        heapq.heapreplace(free, free[0] + cost)
+    return max(free)
+
+
+def fit(
+    cells: Mapping[str, FinetuneConfig], costs: Mapping[str, float], budget: float, workers: int
+) -> tuple[list[str], list[str]]:
+    """Choose the cells that fit into a budget; say what is left out.
+
+    The rule: seeds go first, then the edges of the grid, then large tasks. In rounds each group (model and task)
+    takes its next cell of the first seed, the group with the cheapest one first, in the order of `preference`; a cell
+    that does not fit is left out. Where whole grids are in, further seeds follow: all cells of a group or none, the
+    cheapest group first. Epochs are never cut: the learning rate's schedule would be another one.
+
+    Args:
+        cells: what is to be done.
+        costs: seconds of each.
+        budget: seconds on the wall.
+        workers: how many cells run at once.
+
+    Returns:
+        Names of the chosen cells in the order of `cells`, and sentences about the others.
+    """
+    chosen: set[str] = set()
+
+    def take(names: Sequence[str]) -> bool:
+        wanted = [name for name in cells if name in chosen or name in names]
+        if makespan((costs[name] for name in wanted), workers) > budget:
+            return False
+        chosen.update(names)
+        return True
+
+    first = {group: min(cells[name].train.seed for name in names) for group, names in _groups(cells).items()}
+    queues = {group: [n for n in _preferred(cells, costs, names) if cells[n].train.seed == first[group]]
+              for group, names in _groups(cells).items()}  # fmt: skip
+    whole = set(queues)
+    while any(queues.values()):
+        for group in sorted((group for group in queues if queues[group]), key=lambda g: costs[queues[g][0]]):
+            if not take([queues[group].pop(0)]):
+                whole.discard(group)
+    more: dict[tuple[int, str], list[str]] = {}
+    for name, config in cells.items():
+        if config.train.seed > first[group_of(name)] and group_of(name) in whole:
+            more.setdefault((config.train.seed, group_of(name)), []).append(name)
+    for _, names in sorted(more.items(), key=lambda item: (item[0][0], sum(costs[n] for n in item[1]), item[0][1])):
+        take(names)
+    return [name for name in cells if name in chosen], _left_out(cells, chosen, first)
+
+
+def preference(config: FinetuneConfig, others: Iterable[FinetuneConfig]) -> float:
+    """Return how far a cell is from the middle of its grid: 0 is the middle, each setting at its edge adds 1."""
+    settings = [other.train.model_dump(exclude={"seed"}) for other in others]
+    own, far = config.train.model_dump(exclude={"seed"}), 0.0
+    for key, value in own.items():
+        values = sorted({str(s[key]): s[key] for s in settings}.values(), key=lambda v: (str(type(v)), v))
+        if len(values) > 1:
+            middle = (len(values) - 1) / 2
+            far += abs(values.index(value) - middle) / middle
+    return far
+
+
+def _groups(cells: Mapping[str, FinetuneConfig]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in cells:
+        found.setdefault(group_of(name), []).append(name)
+    return found
+
+
+def _preferred(cells: Mapping[str, FinetuneConfig], costs: Mapping[str, float], names: list[str]) -> list[str]:
+    configs = [cells[name] for name in names]
+    return sorted(names, key=lambda name: (round(preference(cells[name], configs), 9), costs[name], name))
+
+
+def _left_out(cells: Mapping[str, FinetuneConfig], chosen: set[str], first: Mapping[str, int]) -> list[str]:
+    said = []
+    for group, names in _groups(cells).items():
+        single = [name for name in names if cells[name].train.seed == first[group]]
+        kept = [name for name in single if name in chosen]
+        if not kept:
+            said.append(f"{group}: left out, all {len(names)} cells")
+            continue
+        if len(kept) < len(single):
+            settings = ", ".join(name.rsplit("/", 1)[1].rpartition("-seed")[0] for name in kept)
+            said.append(f"{group}: {len(kept)} of {len(single)} cells of the grid: {settings}")
+        seeds = {cells[name].train.seed for name in names}
+        kept_seeds = {cells[name].train.seed for name in names if name in chosen}
+        if len(kept_seeds) < len(seeds):
+            said.append(f"{group}: {len(kept_seeds)} of {len(seeds)} seeds")
+    return said

@@ -1,0 +1,79 @@
+"""What is checked before a sweep begins: that models and data are there, and how many workers the memory bears."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bert_miniatures.config import DataConfig, FinetuneConfig, ModelConfig
+from bert_miniatures.data.examples import own_task
+from bert_miniatures.data.glue import glue_file
+from bert_miniatures.data.tasks import task_named
+from bert_miniatures.errors import DataError
+from bert_miniatures.files import cache_folder, read_json
+from bert_miniatures.machine import cores
+from bert_miniatures.memory import available, run_bytes
+from bert_miniatures.models import resolve
+from bert_miniatures.watch import Watch
+
+__all__ = ["check_data", "check_models", "workers_that_fit"]
+
+_USED = 0.9  # of the free memory
+
+
+def check_models(cells: Iterable[FinetuneConfig]) -> dict[str, ModelConfig]:
+    """Find each model, fetching it where it must be, before several workers would; return model -> sizes.
+
+    Raises:
+        UserError: no such model, or not one that can be read.
+    """
+    found = {}
+    for model in dict.fromkeys(config.model for config in cells):
+        folder = resolve(model)
+        file = next((folder / n for n in ("config.json", "bert_config.json") if (folder / n).is_file()), folder)
+        found[model] = ModelConfig.of(read_json(file), str(file))
+    return found
+
+
+def check_data(cells: Iterable[FinetuneConfig]) -> dict[DataConfig, int]:
+    """Find the files of each data set; return data -> bytes.
+
+    Raises:
+        DataError: a file is missing; of GLUE, every task of the plan is looked for before the first one is begun.
+        UserError: the columns of an own file cannot be told.
+    """
+    return {data: sum(file.stat().st_size for file in _files(data)) for data in {config.data: 0 for config in cells}}
+
+
+def _files(data: DataConfig) -> list[Path]:
+    if data.train is not None:
+        own_task(data.train, text=data.text, pair=data.pair, label=data.label, kind=data.kind)
+        if data.dev is not None and not data.dev.is_file():
+            raise DataError(f"{data.dev}: no such file")
+        return [path for path in (data.train, data.dev) if path is not None]
+    task = task_named(data.task or "")
+    folder = data.glue or os.environ.get("GLUE_DIR") or cache_folder() / "glue"
+    return [glue_file(task, Path(folder), split) for split in task.splits if split.startswith(("train", "dev"))]
+
+
+def workers_that_fit(
+    cells: Iterable[FinetuneConfig], sizes: Mapping[str, ModelConfig], data: Mapping[DataConfig, int], watch: Watch,
+    wanted: int | None = None,
+) -> int:  # fmt: skip
+    """Return the number of workers: a core each, fewer where the memory is short.
+
+    Args:
+        wanted: what the user asked for; it is kept, with a warning where the memory looks short.
+    """
+    configs = list(cells)
+    count = min(wanted or cores(), len(configs))
+    need = max(run_bytes(config, sizes[config.model], data[config.data]) for config in configs)
+    free = available()
+    if free is None or count * need <= _USED * free:
+        return count
+    said = f"a cell needs up to {need / 2**30:.1f} GiB (docs/sweep.md has the formula), {free / 2**30:.1f} GiB are free"
+    fits = max(1, int(_USED * free / need))
+    if wanted:
+        watch.warn(f"{said}: {wanted} workers may be too many, {fits} would fit")
+        return count
+    watch.note(f"{said}: {fits} of {count} workers")
+    return fits
