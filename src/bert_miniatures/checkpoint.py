@@ -265,9 +265,10 @@ def write_folder(
 
 
 def _write_safetensors(file: Path, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    save_file(dict(tensors), file, metadata={"format": "pt"})
+    # Written from here and not by the library: its own errors do not tell a full disk from anything else.
+    file.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
 
 
 def _config_document(model: ModelFolder) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ def disk_full_is_an_error(path: Path) -> Iterator[None]:
     """Turn "no space left" and "not permitted" from inside the block into one sentence about `path`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
+    except (OSError, DiskFull) as error:
+        if isinstance(error, DiskFull) or error.errno in DISK_FULL:  # of a file that was to be part of `path`
             raise DiskFull(f"{path}: no space left on the device; nothing half-written was kept") from error
         if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}:
             raise UserError(f"{path}: cannot be written ({os.strerror(error.errno)})") from error
@@ -79,12 +79,10 @@ def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     path = Path(path)
     with disk_full_is_an_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path)
+        temporary.touch(exist_ok=False)  # as a file of the user's own: the umask decides who may read it
         try:
             yield temporary
-            temporary.chmod(0o644)
             if durable:
                 _flush(temporary)
             temporary.replace(path)
@@ -100,21 +98,26 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         OutputExists: `path` is there, not empty, and `overwrite` is false.
         DiskFull: no space left on the device.
     """
-    path = Path(path)
+    path = Path(path) if Path(path).name not in {"", ".."} else Path(os.path.abspath(path))  # "." has no name
     if not overwrite:
         _refuse_existing(path, "give another path or --overwrite")
     with disk_full_is_an_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        temporary = _beside(path)
+        temporary.mkdir()
         try:
             yield temporary
-            temporary.chmod(0o755)
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush(file)
             _replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Return a name for what is on its way to be `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
 def _replace_folder(new: Path, path: Path) -> None:
@@ -223,11 +226,21 @@ class RunFolder:
         if overwrite and run.path.is_dir() and not resume:
             if any(run.path.iterdir()) and not run.is_run():
                 raise OutputExists(f"{run.path} is not empty and not a run folder; --overwrite only replaces runs")
-            with disk_full_is_an_error(run.path):
-                shutil.rmtree(run.path)
+            run.clear()
         if not resume:
             _refuse_existing(run.path, "give --resume to continue it, --overwrite to replace it, or another --out")
         return run
+
+    def clear(self) -> None:
+        """Remove the run, what makes it a finished one first and what makes it a run last, lest a part look whole."""
+        with disk_full_is_an_error(self.path):
+            self.result.unlink(missing_ok=True)
+            for entry in self.path.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry != self.config:
+                    entry.unlink()
+            self.config.unlink(missing_ok=True)
 
     def is_run(self) -> bool:
         """Tell whether a run was begun here."""
@@ -259,6 +272,11 @@ class RunFolder:
             temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write result.json and remove the resumable state."""
+        """Write result.json and remove the resumable state, and what a process that was killed left half-written."""
         write_json(self.result, result)
         shutil.rmtree(self.state, ignore_errors=True)
+        for leftover in (*self.path.glob(".*.tmp"), *self.path.glob(".*.tmp.old"), *self.path.glob("*/.*.tmp")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)

@@ -1,10 +1,14 @@
 """Predictor: texts in, labels and scores out, in input order, whatever computes the logits."""
 
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
-from multiprocessing import get_context
-from multiprocessing.pool import AsyncResult
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -12,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_miniatures.checkpoint import Labels
-from bert_miniatures.errors import DataError, MissingExtra
+from bert_miniatures.errors import DataError, MissingExtra, WorkFailed
 from bert_miniatures.models import resolve
 from bert_miniatures.tokenizer import Tokenizer
 
@@ -115,31 +119,52 @@ def predict_stream(model: str | Path, chunks: Iterable[Rows], *, workers: int = 
     Args:
         model: as for `Predictor`.
         chunks: (texts, second texts or None) each.
-        workers: processes of one thread each; 1 means this process with all its cores.
+        workers: processes of one thread each; 1 means this process with all its cores. A script that asks for more
+            needs `if __name__ == "__main__":` around its own work, as always when Python starts processes.
+
+    Raises:
+        WorkFailed: a worker died.
     """
     if workers <= 1:
         predictor = Predictor(model)
         for texts, pairs in chunks:
             yield predictor(texts, pairs)
         return
-    with get_context("spawn").Pool(workers, _start_worker, (str(model),)) as pool:
-        waiting: deque[AsyncResult[list[dict[str, Any]]]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.apply_async(_answer, chunk))
+    folder = str(resolve(str(model)))  # once, and what is wrong with the name is said here
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
+    try:
+        waiting: deque[Future[list[dict[str, Any]]]] = deque()
+        for texts, pairs in chunks:
+            waiting.append(pool.submit(_answer, folder, texts, pairs))
             if len(waiting) > 2 * workers:  # so that a fast reader does not fill the memory
-                yield waiting.popleft().get()
+                yield waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().get()
+            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise WorkFailed("a worker process died, most likely for want of memory; fewer --workers need less") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _worker: Predictor | None = None
 
 
-def _start_worker(model: str) -> None:
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _answer(folder: str, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
+    """Open the model at the first task, not at the start: an error of a task is told, one of the start is not."""
     global _worker  # a pool hands state to its tasks in no other way
-    _worker = Predictor(model, threads=1)
-
-
-def _answer(texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
-    assert _worker is not None
+    if _worker is None:
+        _worker = Predictor(folder, threads=1)
     return _worker(texts, pairs)

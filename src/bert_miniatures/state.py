@@ -11,7 +11,7 @@ from typing import Any
 
 import google_crc32c
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bert_miniatures.errors import CheckpointError
@@ -32,7 +32,8 @@ def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     sums = {name: _checksum(tensor) for name, tensor in at_hand.items()}
     document = json.dumps({"format": FORMAT, "facts": facts, "crc32c": sums})
     with atomic_write(path) as temporary:
-        save_file(at_hand, temporary, metadata={"state": document})
+        # Written from here and not by the library: its own errors do not tell a full disk from anything else.
+        temporary.write_bytes(save(at_hand, metadata={"state": document}))
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -77,13 +78,15 @@ class Stop:
 def stop_requests() -> Iterator[Stop]:
     """Note the first Ctrl-C or SIGTERM instead of breaking off in the middle of an update; the second one breaks off.
 
-    Only the main thread can hear signals; elsewhere nothing is changed.
+    Only the main thread can hear signals; elsewhere nothing is changed. A signal that the process was started to
+    ignore, as Ctrl-C is by a job in the background of a script, stays ignored.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def hear(number: int, frame: FrameType | None) -> None:
         if stop.asked:

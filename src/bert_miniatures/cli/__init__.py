@@ -4,9 +4,15 @@ Importing this package imports typer and nothing heavy, so that `--help` answers
 """
 
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -34,29 +40,50 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     if "--offline" in arguments:
         os.environ["HF_HUB_OFFLINE"] = "1"
+    _prepare_streams()
     try:
-        _application(arguments)(arguments, prog_name="miniatures", standalone_mode=False)
-    except MiniaturesError as error:
+        with _terminated_is_interrupted():
+            code = _run(arguments)
+            sys.stdout.flush()  # at exit it would be too late for a sentence
+    except BrokenPipeError:  # the reader of stdout went away, as in `| head`; stderr is written by `note` alone
+        code = 0
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        _fail(str(error), error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        if debug:
-            raise
-        _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of a pipe went away, as in `| head`
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python flushes stdout once more at exit
-        sys.exit(0)
-    except MemoryError:
-        _fail("out of memory; a smaller --batch-size or --set train.micro_batch_size=8 needs less", 1)
-    except OSError as error:
-        if debug or error.errno not in DISK_FULL:
-            raise
-        _fail(f"{error.filename or 'the output'}: no space left on the device", 1)
-    except Exception as error:
-        if debug or not hasattr(error, "format_message"):  # typer's own errors of wrong use have it
-            raise
-        _fail(f"{error.format_message()} ({_help_of(arguments)})", 2)
+        sentence, code = _told(error, arguments)
+        _note(f"error: {sentence}")
+    _leave(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command without typer's own `main`, which ends an interrupted command as if it were done."""
+    command = typer.main.get_command(_application(arguments))
+    try:
+        with command.make_context("miniatures", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as done:  # --help, --version
+        return int(done.exit_code)
+    return 0
+
+
+def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
+    """Return the sentence for an error and the exit code."""
+    if isinstance(error, MiniaturesError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "interrupted", 130
+    if hasattr(error, "format_message"):  # typer's own errors of wrong use have it
+        return f"{error.format_message()} ({_help_of(arguments)})", 2
+    first = next(iter(str(error).splitlines()), "")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(first)):
+        return "out of memory; a smaller --batch-size or --set train.micro_batch_size=8 needs less", 1
+    if isinstance(error, OSError) and error.errno is not None:
+        full = error.errno in DISK_FULL
+        return f"{error.filename or 'the output'}: {'no space left on the device' if full else error.strerror}", 1
+    return f"{type(error).__name__}: {first} (this should not happen; --debug shows where)", 1
+
+
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)  # torch's words
 
 
 def _help_of(arguments: list[str]) -> str:
@@ -64,18 +91,59 @@ def _help_of(arguments: list[str]) -> str:
     return f"'miniatures{command} --help' shows how"
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _note(text: str) -> None:
     from bert_miniatures.cli.console import note
 
-    note(f"error: {message}")
-    sys.exit(exit_code)
+    note(text)
 
 
-def _application(arguments: list[str]) -> Callable[..., object]:
+def _leave(code: int) -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left cannot be written; Python would try once more and change the exit code
+        from bert_miniatures.cli.console import silence
+
+        silence(sys.stdout)
+    if code:
+        sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Give a closed stream (`>&-`) a place to go to, and results the encoding of JSON, whatever the locale is."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the process
+    if isinstance(sys.stdout, TextIOWrapper):
+        if sys.stdout.isatty():
+            sys.stdout.reconfigure(errors="backslashreplace")
+        else:
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Let SIGTERM do what Ctrl-C does: clean up, save, exit 130."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    hear = before is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+    if hear:
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if hear:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _application(arguments: list[str]) -> typer.Typer:
     """Build the application; where the command is known only its file is imported."""
     app = typer.Typer(
         name="miniatures",
         help="The 24 BERT miniatures: fetch, fine-tune, evaluate, predict.",
+        epilog="Every command takes --debug, which shows where an error comes from.",
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,

@@ -1,19 +1,34 @@
 """What commands say, and where: results on stdout, notes, warnings and progress on stderr."""
 
+import contextlib
 import json
 import os
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 from bert_miniatures.watch import Watch
 
-__all__ = ["ConsoleWatch", "emit_json", "note", "warn"]
+__all__ = ["ConsoleWatch", "emit_json", "note", "silence", "warn"]
 
 
 def note(text: str) -> None:
     """Say something about the work, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    _say(f"{text}\n")
+
+
+def _say(text: str) -> None:
+    """Write to stderr; where that cannot be (a closed pipe or terminal, a full disk) the work goes on in silence."""
+    try:
+        print(text, end="", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Send what a stream still holds, and all that follows, nowhere."""
+    with contextlib.suppress(OSError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def warn(text: str) -> None:
@@ -84,14 +99,14 @@ class ConsoleWatch(Watch):
         left = f", {_clock(eta)} left" if eta is not None and done < total else ""
         shown = f"{done}/{total} ({done / max(1, total):.0%}){left}{', ' if text else ''}{text}"
         if self._line:
-            print(f"\r\x1b[K{shown}", end="", file=sys.stderr, flush=True)
+            _say(f"\r\x1b[K{shown}")
             self._drawn = True
         else:
             note(shown)
 
     def _clear(self) -> None:
         if self._drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _say("\r\x1b[K")
             self._drawn = False
 
 

@@ -15,8 +15,10 @@ def predict(
     pair: Annotated[str | None, typer.Option(help="column of the second text")] = None,
     out: Annotated[Path | None, typer.Option(help="write here (.jsonl) instead of stdout")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 1,
+    offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
 ) -> None:
     """Answer each text with a label and its score: one JSON object a line, in input order."""
+    from bert_miniatures.cli.console import note
     from bert_miniatures.data.stream import stream_rows
     from bert_miniatures.errors import UserError
     from bert_miniatures.files import atomic_write, training_extra
@@ -26,11 +28,17 @@ def predict(
         import torch  # noqa: F401 - so that what is missing is said before the file is read
     if out is not None and out.suffix != ".jsonl":
         raise UserError(f"{out}: answers are written as .jsonl")
-    chunks = stream_rows(str(file or "-"), text=text, pair=pair)
+    if out is not None and file is not None and out.resolve() == file.resolve():
+        raise UserError(f"{out} is the file to read; the answers need another --out")
+    typed = str(file or "-") == "-" and sys.stdin.isatty()
+    if typed:
+        note("one text a line; Ctrl-D ends")
+    chunks = stream_rows(str(file or "-"), text=text, pair=pair, chunk=1 if typed else 1024)
     answered = predict_stream(model, chunks, workers=workers)
     if out is None:
         for answers in answered:
             sys.stdout.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+            sys.stdout.flush()
         return
     with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
         for answers in answered:
