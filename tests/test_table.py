@@ -496,6 +496,14 @@ def test_the_command_on_real_runs(real, reviews, tiny, capsys):
     assert json.loads(capsys.readouterr().out)["own"]["rows"][0]["Seeds"] == 2
 
 
+def test_doubtful_numbers_are_said_on_stderr(tmp_path, capsys):
+    put(tmp_path / "one", document("rte", 0.5, finding="all 277 predictions are 'entailment'"))
+    assert miniatures("table", tmp_path, "--format", "csv") == 0
+    out, heard = capsys.readouterr()
+    assert heard == f"warning: {tmp_path / 'one'}: all 277 predictions are 'entailment'\n"
+    assert len(list(csv.reader(io.StringIO(out)))) == 7
+
+
 def test_wrong_use_of_the_command(real, capsys, tmp_path):
     assert miniatures("table", tmp_path) == 2
     assert "error: no finished run in or below" in capsys.readouterr().err
