@@ -119,7 +119,9 @@ def run_trainer(glue: Path, task: str, seed: int, rows: int | None) -> dict[str,
         )
         trainer.train()
         predicted = trainer.predict(dev)
-    return scores_of(task, predicted.predictions, [e["labels"] for e in dev])
+    # With group_by_length the Trainer groups at prediction too: its rows are not in the order of the data set, only
+    # its label_ids are in the order of its predictions.
+    return scores_of(task, predicted.predictions, predicted.label_ids)
 
 
 def run_ours(glue: Path, task: str, seed: int, rows: int | None) -> dict[str, float]:

@@ -5,7 +5,7 @@ gradients between processes are then one operation on a vector, whatever the num
 """
 
 import math
-from collections.abc import Callable
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor, nn
@@ -53,11 +53,14 @@ class Optimizer:
         for name, parameter in model.named_parameters():
             (others if name.endswith("bias") or "norm" in name else decays).append(parameter)
         self.flat = [_flatten(decays), _flatten(others)]
-        rules: dict[str, Callable[[nn.Parameter, float], _AdamW | _BertAdam]] = {"adamw": _AdamW, "bertadam": _BertAdam}
-        rule = rules[config.optimizer]
-        self.rules = [rule(self.flat[0], config.weight_decay), rule(self.flat[1], 0.0)]
-        for one in self.rules:
-            one.configure(config)
+        rule = {"adamw": _AdamW, "bertadam": _BertAdam}[config.optimizer]
+        self.moments = [(torch.zeros_like(flat.data), torch.zeros_like(flat.data)) for flat in self.flat]
+        middle = self.flat[0].numel() // 2
+        pieces = [(0, slice(0, middle)), (0, slice(middle, None)), (1, slice(None))]
+        self.rules = [
+            rule(_piece(self.flat[which], span), *(moment[span] for moment in self.moments[which]), config, decay)
+            for (which, span), decay in zip(pieces, (config.weight_decay, config.weight_decay, 0.0), strict=True)
+        ]
 
     def zero(self) -> None:
         """Set all gradients to zero."""
@@ -68,8 +71,13 @@ class Optimizer:
         """Return the flat gradients."""
         return [flat.grad for flat in self.flat if flat.grad is not None]
 
-    def step(self, learning_rate: float, weight: Tensor) -> Tensor:
+    def step(self, learning_rate: float, weight: Tensor, threads: Executor | None = None) -> Tensor:
         """Divide the summed gradients by `weight`, clip them and update.
+
+        Args:
+            learning_rate: of this update.
+            weight: what turns the sums into means, a scalar tensor.
+            threads: where the pieces of the vectors are updated side by side; the numbers do not depend on it.
 
         Returns:
             The global norm before clipping, a scalar tensor.
@@ -79,16 +87,15 @@ class Optimizer:
         scale = 1.0 / weight
         if self.config.clip:
             scale = scale * (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-        for gradient, rule in zip(gradients, self.rules, strict=True):
-            gradient.mul_(scale)
-            rule.update(learning_rate)
+        at_once = map if threads is None else threads.map
+        list(at_once(lambda rule: rule.update(learning_rate, scale), self.rules))
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: weights and both moments, by name."""
         out: dict[str, Tensor] = {}
-        for name, flat, rule in zip(("decayed", "other"), self.flat, self.rules, strict=True):
-            out |= {f"{name}.weights": flat.data, f"{name}.first": rule.first, f"{name}.second": rule.second}
+        for name, flat, (first, second) in zip(("decayed", "other"), self.flat, self.moments, strict=True):
+            out |= {f"{name}.weights": flat.data, f"{name}.first": first, f"{name}.second": second}
         return out
 
     def load(self, tensors: dict[str, Tensor], done: int) -> None:
@@ -112,42 +119,48 @@ def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
     return flat
 
 
-class _AdamW:
-    def __init__(self, flat: nn.Parameter, decay: float) -> None:
-        self.flat, self.decay = flat, decay
-        self.first, self.second = torch.zeros_like(flat.data), torch.zeros_like(flat.data)
+def _piece(flat: nn.Parameter, span: slice) -> nn.Parameter:
+    """Return a part of a flat vector, gradient included, as a parameter that shares its memory."""
+    assert flat.grad is not None
+    piece = nn.Parameter(flat.data[span])
+    piece.grad = flat.grad[span]
+    return piece
 
-    def configure(self, config: TrainConfig) -> None:
+
+class _AdamW:
+    def __init__(self, weights: nn.Parameter, first: Tensor, second: Tensor, config: TrainConfig, decay: float) -> None:
+        self.weights, self.first, self.second = weights, first, second
         betas, epsilon = (config.beta1, config.beta2), config.epsilon or 1e-8
-        self.torch = torch.optim.AdamW([self.flat], betas=betas, eps=epsilon, weight_decay=self.decay, fused=True)
+        self.torch = torch.optim.AdamW([weights], betas=betas, eps=epsilon, weight_decay=decay, fused=True)
         self.done(0)
 
     def done(self, updates: int) -> None:
-        count = torch.tensor(float(updates), device=self.flat.device)
-        self.torch.state[self.flat] = {"step": count, "exp_avg": self.first, "exp_avg_sq": self.second}
+        count = torch.tensor(float(updates), device=self.weights.device)
+        self.torch.state[self.weights] = {"step": count, "exp_avg": self.first, "exp_avg_sq": self.second}
 
-    def update(self, learning_rate: float) -> None:
+    def update(self, learning_rate: float, scale: Tensor) -> None:
+        assert self.weights.grad is not None
+        self.weights.grad.mul_(scale)
         self.torch.param_groups[0]["lr"] = learning_rate
         self.torch.step()
 
 
 class _BertAdam:
-    def __init__(self, flat: nn.Parameter, decay: float) -> None:
-        self.flat, self.decay = flat, decay
-        self.first, self.second = torch.zeros_like(flat.data), torch.zeros_like(flat.data)
-
-    def configure(self, config: TrainConfig) -> None:
+    def __init__(self, weights: nn.Parameter, first: Tensor, second: Tensor, config: TrainConfig, decay: float) -> None:
+        self.weights, self.first, self.second, self.decay = weights, first, second, decay
         self.beta1, self.beta2, self.epsilon = config.beta1, config.beta2, config.epsilon or 1e-6
 
     def done(self, updates: int) -> None:
         """Nothing here depends on the number of updates."""
 
-    def update(self, learning_rate: float) -> None:
-        gradient = self.flat.grad
+    @torch.no_grad()
+    def update(self, learning_rate: float, scale: Tensor) -> None:
+        gradient = self.weights.grad
         assert gradient is not None
+        gradient.mul_(scale)
         self.first.lerp_(gradient, 1 - self.beta1)
         self.second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         change = self.first / self.second.sqrt().add_(self.epsilon)
         if self.decay:
-            change.add_(self.flat.data, alpha=self.decay)
-        self.flat.data.add_(change, alpha=-learning_rate)
+            change.add_(self.weights.data, alpha=self.decay)
+        self.weights.data.add_(change, alpha=-learning_rate)

@@ -98,7 +98,7 @@ def train(state: TrainState, objective: Objective, batches: Batches, config: Tra
                 state.model.train()  # the caller may have evaluated
                 with gradients.threads():
                     total, weight = gradients.of(rows)
-                    norm = state.optimizer.step(rate, weight)
+                    norm = state.optimizer.step(rate, weight, gradients.halves)
                 state.step += 1
                 ended = index + 1 == batches.per_epoch
                 yield Progress(state.step, steps, epoch + 1, ended, total / weight, norm, rate, len(rows))
