@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError
-from bert_miniatures.plan import group_of
+from bert_miniatures.plan import group_of, places
 
 __all__ = ["clock", "fit", "makespan", "parse_duration", "preference"]
 
@@ -101,16 +101,19 @@ def fit(
     return [name for name in cells if name in chosen], _left_out(cells, chosen, first)
 
 
-def preference(config: FinetuneConfig, others: Iterable[FinetuneConfig]) -> float:
-    """Return how far a cell is from the middle of its grid: 0 is the middle, each setting at its edge adds 1."""
-    settings = [other.train.model_dump(exclude={"seed"}) for other in others]
-    own, far = config.train.model_dump(exclude={"seed"}), 0.0
-    for key, value in own.items():
-        values = sorted({str(s[key]): s[key] for s in settings}.values(), key=lambda v: (str(type(v)), v))
-        if len(values) > 1:
-            middle = (len(values) - 1) / 2
-            far += abs(values.index(value) - middle) / middle
-    return far
+def preference(cells: Mapping[str, FinetuneConfig]) -> dict[str, float]:
+    """Return how far each cell of a grid is from its middle: each setting at its edge adds 1.
+
+    Example:
+        >>> from bert_miniatures.plan import SweepConfig, expand
+        >>> plan = SweepConfig(models=("tiny",), tasks=("rte",), grid={"batch_size": (8, 16, 32, 64, 128)})
+        >>> list(preference(expand(plan)).values())
+        [1.0, 0.5, 0.0, 0.5, 1.0]
+    """
+    return {
+        name: sum(abs(position / ((count - 1) / 2) - 1) for position, count in place)
+        for name, place in places(cells).items()
+    }
 
 
 def _groups(cells: Mapping[str, FinetuneConfig]) -> dict[str, list[str]]:
@@ -121,8 +124,8 @@ def _groups(cells: Mapping[str, FinetuneConfig]) -> dict[str, list[str]]:
 
 
 def _preferred(cells: Mapping[str, FinetuneConfig], costs: Mapping[str, float], names: list[str]) -> list[str]:
-    configs = [cells[name] for name in names]
-    return sorted(names, key=lambda name: (round(preference(cells[name], configs), 9), costs[name], name))
+    far = preference({name: cells[name] for name in names})
+    return sorted(names, key=lambda name: (round(far[name], 9), costs[name], name))
 
 
 def _left_out(cells: Mapping[str, FinetuneConfig], chosen: set[str], first: Mapping[str, int]) -> list[str]:

@@ -15,7 +15,7 @@ class _Work:
 
     seconds: float
     target: float
-    before: float | None = None
+    before: float | None  # None: begun in an earlier call, how far is not known yet
     share: float = 0.0
     updates: tuple[int, int] = (0, 0)
 
@@ -35,17 +35,23 @@ class Eta:
         self.workers, self.later, self._now = max(1, workers), 0.0, now
         self._began, self._jobs = now(), dict[str, _Work]()
 
-    def expect(self, job: str, seconds: float, target: float = 1.0) -> None:
-        """Add a job, or ask for more of one: `target` is a share of its whole."""
-        work = self._jobs.setdefault(job, _Work(seconds, target))
+    def expect(self, job: str, seconds: float, target: float = 1.0, *, begun: bool = False) -> None:
+        """Add a job, or ask for more of one.
+
+        Args:
+            job: its name.
+            seconds: forecast for all of it.
+            target: the share of it that is asked for.
+            begun: an earlier call did some of it.
+        """
+        work = self._jobs.setdefault(job, _Work(seconds, target, None if begun else 0.0))
         work.target = target
 
     def heard(self, job: str, done: int, total: int) -> None:
         """Take a worker's word about a job; what an earlier call did is not counted as work of this one."""
         work, share = self._jobs[job], done / max(1, total)
         if work.before is None:
-            work.before = share if share > 0.1 else 0.0
-            work.updates = (done, done) if work.before else (0, done)
+            work.before, work.updates = share, (done, done)
         work.share, work.updates = share, (work.updates[0], done)
 
     def ended(self, job: str) -> None:

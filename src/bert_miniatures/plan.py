@@ -15,7 +15,7 @@ from bert_miniatures.data.tasks import task_named
 from bert_miniatures.errors import ConfigError, UnknownName
 from bert_miniatures.zoo import lookup
 
-__all__ = ["PUBLISHED_GRID", "SweepConfig", "expand", "group_of", "short", "without_seed"]
+__all__ = ["PUBLISHED_GRID", "SweepConfig", "expand", "group_of", "places", "short", "without_seed"]
 
 PUBLISHED_GRID: dict[str, tuple[Any, ...]] = {
     "batch_size": BATCH_SIZES,
@@ -116,6 +116,29 @@ def short(value: float) -> str:
     return f"{digits}e{int(exponent)}"
 
 
+def places(cells: Mapping[str, FinetuneConfig]) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Return where each cell is in the grid: for each setting with several values, the value's position and how many.
+
+    Example:
+        >>> plan = SweepConfig(models=("tiny",), tasks=("rte",), grid={"batch_size": (8, 16), "epochs": (4, 2, 3)})
+        >>> list(places(expand(plan)).values())
+        [((0, 2), (2, 3)), ((0, 2), (0, 3)), ((0, 2), (1, 3)), ((1, 2), (2, 3)), ((1, 2), (0, 3)), ((1, 2), (1, 3))]
+    """
+    settings = {name: config.train.model_dump(exclude={"seed"}) for name, config in cells.items()}
+    found: dict[str, list[tuple[int, int]]] = {name: [] for name in cells}
+    for key in (name for name in TrainConfig.model_fields if name != "seed"):
+        values = {repr(setting[key]): setting[key] for setting in settings.values()}
+        if len(values) > 1:
+            ordered = sorted(values, key=lambda text: (0, values[text]) if _is_number(values[text]) else (1, text))
+            for name, setting in settings.items():
+                found[name].append((ordered.index(repr(setting[key])), len(ordered)))
+    return {name: tuple(place) for name, place in found.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _check_grid(plan: SweepConfig) -> None:
     for key, values in plan.grid.items():
         if key == "seed":
@@ -174,8 +197,7 @@ def _settings_name(train: TrainConfig, grid: Mapping[str, Any]) -> str:
     for key in sorted(set(grid) - set(_ALWAYS_NAMED)):
         value = getattr(train, key)
         if value != getattr(usual, key):
-            plain = isinstance(value, int | float) and not isinstance(value, bool)
-            parts.append(_plain(f"{key}{short(value)}" if plain else f"{key}-{value}"))
+            parts.append(_plain(f"{key}{short(value)}" if _is_number(value) else f"{key}-{value}"))
     return "-".join(parts)
 
 

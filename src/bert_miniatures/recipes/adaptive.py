@@ -21,7 +21,7 @@ from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError, DataError, MissingExtra, WorkFailed
 from bert_miniatures.files import read_json, write_json
 from bert_miniatures.forecast import Cost, cost_key, seconds_of, updates_of
-from bert_miniatures.plan import group_of, without_seed
+from bert_miniatures.plan import group_of, places, without_seed
 from bert_miniatures.sweep_folder import SweepFolder
 
 if TYPE_CHECKING:
@@ -172,11 +172,16 @@ class Search:
 
     def choose(self, scores: Mapping[str, float], rung: int) -> list[str]:
         """Return the cells that go on from a rung; the pruner's question."""
-        places = _places(self.cells)
+        where = places(self.cells)
         seen = {}
         for name, score in scores.items():
             loss = self._known[name][rung][2]
-            seen[name] = Seen(score, math.inf if loss is None else loss, places[name], self.seconds[name])
+            seen[name] = Seen(
+                score,
+                math.inf if loss is None else loss,
+                tuple(position for position, _ in where[name]),
+                self.seconds[name],
+            )
         metric = next((self._known[name][rung][0] for name in scores if self._known[name][rung][0]), "")
         money = _SHARE * sum(self.seconds.values()) - self.spent(rung)
         return affordable(ranked(seen, metric, self.rows), seen, rung, money)
@@ -308,19 +313,6 @@ def _check_costs(group: str, cells: Mapping[str, FinetuneConfig], costs: Mapping
         raise WorkFailed(f"{group}: --adaptive needs the forecast, and not all cells could be timed")
     if any(cost is not None and not cost.dev_rows for cost in found):
         raise ConfigError(f"{group}: --adaptive compares cells on a dev set; give --dev")
-
-
-def _places(cells: Mapping[str, FinetuneConfig]) -> dict[str, tuple[int, ...]]:
-    """Return where each cell is in the grid: for each setting, the position of its value."""
-    settings = {name: config.train.model_dump(exclude={"seed"}) for name, config in cells.items()}
-    found: dict[str, list[int]] = {name: [] for name in cells}
-    for key in next(iter(settings.values())):
-        values = {str(s[key]): s[key] for s in settings.values()}
-        if len(values) > 1:
-            ordered = sorted(values, key=lambda text: (isinstance(values[text], str), values[text]))
-            for name, setting in settings.items():
-                found[name].append(ordered.index(str(setting[key])))
-    return {name: tuple(place) for name, place in found.items()}
 
 
 def _study(search: Search) -> "tuple[optuna.Study, dict[str, optuna.Trial]]":

@@ -156,7 +156,7 @@ def run_sweep(
     count = workers_that_fit(cells.values(), sizes, data, watch, workers)
     with terminated_is_interrupted():
         if dry_run:
-            return _dry_run(_Sweep(cells, folder, count, watch), budget)
+            return _dry_run(_Sweep(cells, folder, count, watch, adaptive=adaptive), budget)
         with folder.locked() as lock:
             folder.take(plan, cells)
             sweep = _Sweep(cells, folder, count, watch, keep_all=keep_all, adaptive=adaptive)
@@ -224,6 +224,8 @@ class _Sweep:
             self.summary.forecast = forecast.table(todo, self.costs, self.count)
             self.summary.seconds = forecast.total(todo, self.costs, self.count)
             self.watch.note(self.summary.forecast)
+            if self.adaptive:
+                self.watch.note("--adaptive: about a third of it for the first seed, and the best cells' other seeds")
 
     def _probed(self, event: Event, jobs: int) -> None:
         name, answer = event.job.name.removeprefix("probe "), event.answer or {}
@@ -256,7 +258,8 @@ class _Sweep:
         if budget is None or not self.todo:
             return
         todo = {name: self.cells[name] for name in self.todo}
-        seconds = forecast.known_costs(todo, self.costs)
+        share = 1 / 3 if self.adaptive else 1.0  # what a search spends at most, see recipes.adaptive
+        seconds = {name: share * cost for name, cost in forecast.known_costs(todo, self.costs).items()}
         kept, left_out = fit(todo, seconds, budget, self.count)
         if not kept:
             cheapest = clock(min(seconds.values()))
@@ -298,7 +301,8 @@ class _Sweep:
         for name, until in reversed(work) if first else work:
             out = str(self.folder.cell(name).path)
             engine.submit(Job(name, {"config": _plain(self.cells[name]), "out": out, "until": until}), first=first)
-            self.eta.expect(name, self.seconds[name], self.schedule.share(name))
+            begun = self.folder.status(name) == "begun"
+            self.eta.expect(name, self.seconds[name], self.schedule.share(name), begun=begun)
         self.eta.later = self.schedule.later()
 
     def _heard(self, event: Event, engine: Engine) -> None:

@@ -37,6 +37,7 @@ class SharedInputs:
     """Reads inputs, and keeps those of the last two pairs of model and data; what was said is said again."""
 
     def __init__(self) -> None:
+        self.is_warm = False
         self._kept: OrderedDict[tuple[str, DataConfig], tuple[Inputs, _Said]] = OrderedDict()
 
     def __call__(self, config: FinetuneConfig, watch: Watch) -> Inputs:
@@ -138,15 +139,15 @@ class _EnoughError(Exception):
 class _Stopwatch(Watch):
     """Notes when each update of the first epoch ended."""
 
-    def __init__(self, epochs: int) -> None:
+    def __init__(self, epochs: int, enough: int) -> None:
         super().__init__()
         self.times: list[float] = []
-        self._epochs = epochs
+        self._epochs, self._enough = epochs, enough
 
     def progress(self, done: int, total: int, text: str = "") -> None:
         self.times.append(time.monotonic())
         long = len(self.times) > 1 and self.times[-1] - self.times[0] > _PROBE_SECONDS
-        if long or len(self.times) > _NOT_COUNTED + _PROBE_STEPS or done * self._epochs >= total:
+        if long or len(self.times) >= self._enough or done * self._epochs >= total:
             raise _EnoughError
 
 
@@ -154,18 +155,29 @@ def _probe(config: FinetuneConfig, load: SharedInputs) -> dict[str, Any]:
     """Time updates of a run in a folder that is thrown away; the first three are not counted where there are more."""
     began = time.monotonic()
     inputs = load(config, Watch())
-    loaded, watch = time.monotonic(), _Stopwatch(config.train.epochs)
+    loaded = time.monotonic()
+    if not load.is_warm:  # what a process does once, such as loading libraries, is no cost of a cell
+        _timed_updates(config, load, _Stopwatch(1, enough=1))
+        load.is_warm = True
+    ready, watch = time.monotonic(), _Stopwatch(config.train.epochs, enough=_NOT_COUNTED + _PROBE_STEPS + 1)
+    _timed_updates(config, load, watch)
+    counted = watch.times[max(0, min(_NOT_COUNTED, len(watch.times) - 2)) :]
+    step = (counted[-1] - counted[0]) / (len(counted) - 1) if len(counted) > 1 else counted[0] - ready
+    rows = {name: len(examples.texts) for name, examples in inputs.splits.items()}
+    return {
+        "step": step,
+        "start": max(0.0, watch.times[0] - ready - step),
+        "load": loaded - began,
+        "steps": len(counted) - 1,
+        "train_rows": rows["train"],
+        "dev_rows": sum(count for name, count in rows.items() if name != "train"),
+    }
+
+
+def _timed_updates(config: FinetuneConfig, load: SharedInputs, watch: Watch) -> None:
     timed = config.train.model_copy(update={"log_every": 1, "save_every": 1e9})
     with tempfile.TemporaryDirectory(prefix="probe-") as folder, suppress(_EnoughError, Diverged):
         run_finetune(config.model_copy(update={"train": timed}), Path(folder) / "run", watch=watch, load=load)
-    skipped = max(0, min(_NOT_COUNTED, len(watch.times) - 2))
-    counted = watch.times[skipped:]
-    step = (counted[-1] - counted[0]) / (len(counted) - 1) if len(counted) > 1 else counted[0] - loaded
-    rows = {name: len(examples.texts) for name, examples in inputs.splits.items()}
-    dev = sum(count for name, count in rows.items() if name != "train")
-    start = max(0.0, watch.times[0] - loaded - step)
-    return {"step": step, "start": start, "load": loaded - began, "steps": len(counted) - 1,
-            "train_rows": rows["train"], "dev_rows": dev}  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------- the process
