@@ -15,20 +15,22 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 # A module imports only from layers before its own; imports inside functions count too.
 LAYERS = [
     {"errors"},
-    {"files", "zoo", "machine", "watch"},
+    {"files", "zoo", "machine", "watch", "pool"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "data.lines", "data.tasks"},
-    {"tokenizer", "tf_bundle", "names", "download", "data.columns", "data.labels", "data.tables"},
-    {"checkpoint", "data.glue", "data.stream"},
-    {"card", "models", "data.examples"},
+    {"tokenizer", "tf_bundle", "names", "download", "predictions", "results", "traps", "plan", "memory",
+     "data.columns", "data.labels", "data.tables"},
+    {"checkpoint", "choice", "submission", "budget", "keeping", "data.glue", "data.stream"},
+    {"card", "models", "table", "eta", "forecast", "sweep_folder", "data.examples"},
     {"predict"},
     # ------------------------------------------------------------------------------ torch starts here
     {"noise", "optim", "state", "data.batches"},
     {"model"},
     {"objectives", "load", "evaluate"},
     {"train", "predict_torch", "recipes.loading"},
-    {"recipes.finetune"},
-    {"recipes.scoring"},
-]
+    {"recipes.finetune", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},
+    {"recipes.scoring", "recipes.worker"},
+    {"recipes.sweep"},
+]  # fmt: skip
 TORCH_STARTS = 7
 WITHOUT_LAYER = ("cli", "__main__", "__init__")
 

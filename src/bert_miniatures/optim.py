@@ -53,14 +53,14 @@ class Optimizer:
         for name, parameter in model.named_parameters():
             (others if name.endswith("bias") or "norm" in name else decays).append(parameter)
         self.flat = [_flatten(decays), _flatten(others)]
-        rule = {"adamw": _AdamW, "bertadam": _BertAdam}[config.optimizer]
+        rule: type[_AdamW] | type[_BertAdam] = _AdamW if config.optimizer == "adamw" else _BertAdam
         self.moments = [(torch.zeros_like(flat.data), torch.zeros_like(flat.data)) for flat in self.flat]
         middle = self.flat[0].numel() // 2
-        pieces = [(0, slice(0, middle)), (0, slice(middle, None)), (1, slice(None))]
-        self.rules = [
-            rule(_piece(self.flat[which], span), *(moment[span] for moment in self.moments[which]), config, decay)
-            for (which, span), decay in zip(pieces, (config.weight_decay, config.weight_decay, 0.0), strict=True)
-        ]
+        pieces = [(0, slice(0, middle), config.weight_decay), (0, slice(middle, None), config.weight_decay)]
+        self.rules: list[_AdamW | _BertAdam] = []
+        for which, span, decay in [*pieces, (1, slice(None), 0.0)]:
+            first, second = self.moments[which]
+            self.rules.append(rule(_piece(self.flat[which], span), first[span], second[span], config, decay))
 
     def zero(self) -> None:
         """Set all gradients to zero."""
