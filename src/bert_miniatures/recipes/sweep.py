@@ -150,10 +150,17 @@ def run_sweep(
         '8, 3e-4, 4'
     """
     watch, cells, folder = watch or Watch(), expand(plan), SweepFolder(Path(out))
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine '{engine}'; it is one of {', '.join(ENGINES)}")
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("sweeping", "train")
     sizes, data = check_models(cells.values()), check_data(cells.values())
-    count = workers_that_fit(cells.values(), sizes, data, watch, workers)
+    if engine == "ray" and not dry_run:
+        from bert_miniatures.recipes.ray_engine import connect
+
+        count = workers or connect()
+    else:
+        count = workers_that_fit(cells.values(), sizes, data, watch, workers)
     with terminated_is_interrupted():
         if dry_run:
             return _dry_run(_Sweep(cells, folder, count, watch, adaptive=adaptive), budget)
@@ -179,9 +186,12 @@ def _dry_run(sweep: "_Sweep", budget: float | None) -> Summary:
 def _engine(
     name: str, count: int, folder: SweepFolder, cells: Mapping[str, FinetuneConfig], lock: int
 ) -> AbstractContextManager[Engine]:
-    if name == "local":
-        return Pool(_WORKER, count, folder.log, _environment(cells), (lock,))
-    raise ConfigError(f"unknown engine '{name}'; it is one of {', '.join(ENGINES)}")
+    if name == "ray":
+        from bert_miniatures.recipes.ray_engine import RayEngine, connect
+
+        connect()
+        return RayEngine(count)
+    return Pool(_WORKER, count, folder.log, _environment(cells), (lock,))
 
 
 def _environment(cells: Mapping[str, FinetuneConfig]) -> dict[str, str]:

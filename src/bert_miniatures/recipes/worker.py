@@ -40,16 +40,28 @@ class SharedInputs:
         self.is_warm = False
         self._kept: OrderedDict[tuple[str, DataConfig], tuple[Inputs, _Said]] = OrderedDict()
 
+    def loaded(self, config: FinetuneConfig) -> "tuple[Inputs, _Said]":
+        """Return the inputs of a run and what was said about them, read now or kept from before."""
+        if not self.holds(config):
+            said = _Said()
+            self.hold(config, load_inputs(config, said), said)
+        key = (config.model, config.data)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def holds(self, config: FinetuneConfig) -> bool:
+        """Tell whether the inputs of a run are in memory."""
+        return (config.model, config.data) in self._kept
+
+    def hold(self, config: FinetuneConfig, inputs: Inputs, said: "_Said") -> None:
+        """Keep inputs that were read elsewhere."""
+        self._kept[config.model, config.data] = (inputs, said)
+        while len(self._kept) > _KEPT_INPUTS:
+            self._kept.popitem(last=False)
+
     def __call__(self, config: FinetuneConfig, watch: Watch) -> Inputs:
         """Return the inputs of a run, as `load_inputs` does."""
-        key = (config.model, config.data)
-        if key not in self._kept:
-            said = _Said()
-            self._kept[key] = (load_inputs(config, said), said)
-            while len(self._kept) > _KEPT_INPUTS:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        inputs, said = self._kept[key]
+        inputs, said = self.loaded(config)
         for text in said.notes:
             watch.note(text)
         for text in said.warnings:
