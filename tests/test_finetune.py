@@ -292,7 +292,7 @@ def test_a_paused_run_ends_as_the_uninterrupted_one(finished, tiny, reviews, tmp
     assert [(found["paused"], found["steps"]) for found in seen] == [(5, 72), (9, 72), (18, 72), (18, 72)]
     assert seen[2] == seen[3]
     assert all(0 <= found["scores"]["dev"]["accuracy"] <= 1 and found["loss"] > 0 for found in seen)
-    ended = run_finetune(config, tmp_path / "run", resume=True, until=45)
+    ended = run_finetune(config, tmp_path / "run", resume=True, until=72)
     assert_same_weights(finished, tmp_path / "run")
     assert ended["scores"] == json.loads((finished / "result.json").read_text())["scores"]
 

@@ -32,6 +32,7 @@ from bert_miniatures.optim import decay_so_far
 from bert_miniatures.recipes.loading import Inputs, load_inputs, starting_point
 from bert_miniatures.state import Stop, load_state, save_state, stop_requests
 from bert_miniatures.train import Progress, TrainState, train
+from bert_miniatures.traps import order_warning
 from bert_miniatures.watch import Watch
 
 __all__ = ["finetune", "run_finetune"]
@@ -275,6 +276,9 @@ class _Finetuning:
             assert gold is not None
             prior = prior_loss(self.task.kind, _labels_of(self.inputs.data["train"]))
             said = finding(self.task, logits["dev"], gold, self._last_loss(), prior)
+            order = order_warning(self.task, logits["dev"], gold)
+            if order:
+                self.watch.warn(order)
         if said:
             self.watch.warn(said)
         document = self._document({name: _nulls(found) for name, found in scores.items()}, step, said)

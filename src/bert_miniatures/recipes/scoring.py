@@ -15,6 +15,7 @@ from bert_miniatures.files import RunFolder
 from bert_miniatures.model import build
 from bert_miniatures.recipes.finetune import set_threads
 from bert_miniatures.recipes.loading import encoded, load_splits, task_of
+from bert_miniatures.traps import order_warning
 from bert_miniatures.watch import Watch
 
 __all__ = ["evaluate"]
@@ -57,6 +58,9 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
         raise DataError(f"{examples.source}: the labels of '{split}' are hidden; they can be predicted, never scored")
     scores = metrics.score(task.metrics, task.kind, logits, gold)
     said = metrics.degenerate(task.kind, logits, gold, task.labels)
+    order = order_warning(task, logits, gold)
+    if order:
+        watch.warn(order)
     return {"split": split, "rows": len(gold), "scores": scores, "finding": said}
 
 
