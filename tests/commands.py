@@ -17,7 +17,7 @@ from typing import Any
 SOURCE = str(Path(__file__).parents[1] / "src")
 
 _SERVER = """
-import gc, json, os, resource, sys, warnings
+import ctypes, gc, json, os, resource, struct, sys, warnings
 import torch._dynamo
 warnings.simplefilter("error")
 import bert_miniatures.recipes.scoring, bert_miniatures.predict_torch, bert_miniatures.data.stream
@@ -37,6 +37,8 @@ for line in orders:
             os.dup2(file, number)
         os.chdir(order["cwd"])
         os.environ.update(order["env"])
+        if order["powerless"]:  # root may write anywhere; without its capabilities it is a user like others
+            ctypes.CDLL(None, use_errno=True).capset(struct.pack("2I", 0x20080522, 0), bytes(24))
         for name, value in order["limits"].items():
             resource.setrlimit(getattr(resource, name), (value, value))
         sys.argv = ["miniatures", *order["arguments"]]
@@ -120,6 +122,7 @@ class Shell:
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         stdout: str | None = None,
+        powerless: bool = False,
         **limits: int,
     ) -> Done:
         """Run a command to its end.
@@ -130,6 +133,7 @@ class Shell:
             cwd: the current folder; otherwise that of the shell.
             env: more of the environment.
             stdout: a file for standard output, as /dev/full; it is not read.
+            powerless: without the rights of root, where the tests have them.
             limits: of the process, as `RLIMIT_FSIZE=4096`.
         """
         self.count += 1
@@ -138,7 +142,8 @@ class Shell:
         order: dict[str, Any] = {name: str(path) for name, path in files.items()}
         order |= {"stdout": stdout} if stdout else {}
         order |= {"arguments": list(map(str, arguments)), "cwd": str(cwd or self.home), "env": env or {}}
-        os.write(self._orders, (json.dumps(order | {"limits": limits}) + "\n").encode())
+        order |= {"limits": limits, "powerless": powerless}
+        os.write(self._orders, (json.dumps(order) + "\n").encode())
         code = int(self._replies.readline())
         out = "" if stdout else files["stdout"].read_text()
         return Done(code, out, files["stderr"].read_text())

@@ -139,6 +139,15 @@ def _refuse_existing(path: Path, advice: str) -> None:
         raise OutputExists(f"{path} exists and is not empty; {advice}")
 
 
+def _check_writable(folder: Path) -> None:
+    """Say before the work begins that its result could not be written."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"{there} is a file; expected a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written (no permission to write into {there})")
+
+
 def writable_folder(path: Path) -> Path:
     """Make the folder if it is missing and return it.
 
@@ -221,8 +230,11 @@ class RunFolder:
 
         Raises:
             OutputExists: it is not empty and neither `resume` nor `overwrite` was given.
+            UserError: it cannot be made or written to.
         """
         run = cls(path)
+        if not run.is_finished() or overwrite:
+            _check_writable(run.path)
         if overwrite and run.path.is_dir() and not resume:
             if any(run.path.iterdir()) and not run.is_run():
                 raise OutputExists(f"{run.path} is not empty and not a run folder; --overwrite only replaces runs")

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -16,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_miniatures.checkpoint import Labels
-from bert_miniatures.errors import DataError, MissingExtra, WorkFailed
+from bert_miniatures.errors import CheckpointError, DataError, MissingExtra, WorkFailed
 from bert_miniatures.models import resolve
-from bert_miniatures.tokenizer import Tokenizer
+from bert_miniatures.tokenizer import Encoded, Tokenizer
 
-__all__ = ["Engine", "Predictor", "answers", "predict_stream"]
+__all__ = ["Counts", "Engine", "Predictor", "answers", "predict_stream"]
 
 Floats = npt.NDArray[np.float32]
 Rows = tuple[list[str], list[str] | None]
@@ -28,11 +29,43 @@ Rows = tuple[list[str], list[str] | None]
 _ENGINES = {"torch": ("bert_miniatures.predict_torch", "predicting with torch", "train")}
 
 
+@dataclass
+class Counts:
+    """What the texts were to the vocabulary so far, special tokens not counted.
+
+    Attributes:
+        rows: texts, or pairs of them.
+        pieces: word pieces that the model saw.
+        unknown: how many of them are [UNK].
+        truncated: rows that were cut.
+        max_length: in word pieces, where they were cut.
+    """
+
+    rows: int = 0
+    pieces: int = 0
+    unknown: int = 0
+    truncated: int = 0
+    max_length: int = 0
+
+    def add(self, encoded: Encoded, max_length: int) -> None:
+        """Count encoded rows."""
+        self.take(Counts(len(encoded.lengths), encoded.pieces, encoded.unknown, encoded.truncated, max_length))
+
+    def take(self, more: "Counts") -> None:
+        """Add other counts."""
+        self.rows += more.rows
+        self.pieces += more.pieces
+        self.unknown += more.unknown
+        self.truncated += more.truncated
+        self.max_length = more.max_length
+
+
 class Engine(Protocol):
-    """What computes logits: torch here, ONNX Runtime for a deploy folder."""
+    """What computes logits: torch here, ONNX Runtime for a deploy folder. It counts what it reads."""
 
     labels: Labels
     tokenizer: Tokenizer
+    counts: Counts
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
         """Return [N, C] in the order of the texts."""
@@ -57,7 +90,8 @@ class Predictor:
     """
 
     def __init__(self, model: str | Path, *, threads: int | None = None) -> None:
-        self.engine = _open(resolve(str(model)), threads)
+        self.folder = resolve(str(model))
+        self.engine = _open(self.folder, threads)
         self.labels = self.engine.labels
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -69,7 +103,12 @@ class Predictor:
         return answers(self.labels, self.logits(texts, pairs))
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> Floats:
-        """Return the classifier's outputs [N, C], in order."""
+        """Return the classifier's outputs [N, C], in order.
+
+        Raises:
+            DataError: the model compares two texts and got one, or the other way round.
+            CheckpointError: an output is not a finite number.
+        """
         if isinstance(texts, str):
             raise DataError("expected a list of texts, got one text; write [text]")
         if self.labels.pair and pairs is None:
@@ -80,7 +119,10 @@ class Predictor:
             raise DataError(f"{len(texts)} texts and {len(pairs)} second texts")
         if not texts:
             return np.empty((0, max(1, len(self.labels.names))), np.float32)
-        return self.engine.logits(texts, pairs)
+        found = self.engine.logits(texts, pairs)
+        if not np.isfinite(found).all():
+            raise CheckpointError(f"{self.folder}: the model answers NaN or infinity; its weights are damaged")
+        return found
 
 
 def _open(folder: Path, threads: int | None) -> Engine:
@@ -99,7 +141,7 @@ def answers(labels: Labels, logits: Floats) -> list[dict[str, Any]]:
         return [{"score": float(value)} for value in logits[:, 0]]
     wide = logits.astype(np.float64)
     if labels.kind == "multilabel":
-        shares = 1 / (1 + np.exp(-wide))
+        shares = np.exp(-np.logaddexp(0, -wide))
         return [
             {
                 "labels": [name for name, p in zip(labels.names, row, strict=True) if p >= 0.5],
@@ -113,7 +155,9 @@ def answers(labels: Labels, logits: Floats) -> list[dict[str, Any]]:
     return [{"label": labels.names[i], "score": float(row[i])} for i, row in zip(best, shares, strict=True)]
 
 
-def predict_stream(model: str | Path, chunks: Iterable[Rows], *, workers: int = 1) -> Iterator[list[dict[str, Any]]]:
+def predict_stream(
+    model: str | Path, chunks: Iterable[Rows], *, workers: int = 1, counts: Counts | None = None
+) -> Iterator[list[dict[str, Any]]]:
     """Answer chunks of rows, in order and in bounded memory.
 
     Args:
@@ -121,25 +165,37 @@ def predict_stream(model: str | Path, chunks: Iterable[Rows], *, workers: int = 
         chunks: (texts, second texts or None) each.
         workers: processes of one thread each; 1 means this process with all its cores. A script that asks for more
             needs `if __name__ == "__main__":` around its own work, as always when Python starts processes.
+        counts: where rows and pieces are counted.
 
     Raises:
         WorkFailed: a worker died.
     """
-    if workers <= 1:
-        predictor = Predictor(model)
-        for texts, pairs in chunks:
-            yield predictor(texts, pairs)
+    counts = Counts() if counts is None else counts
+    if workers > 1:
+        yield from _in_processes(str(resolve(str(model))), chunks, workers, counts)
         return
-    folder = str(resolve(str(model)))  # once, and what is wrong with the name is said here
+    predictor = Predictor(model)
+    predictor.engine.counts = counts
+    for texts, pairs in chunks:
+        yield predictor(texts, pairs)
+
+
+def _in_processes(folder: str, chunks: Iterable[Rows], workers: int, counts: Counts) -> Iterator[list[dict[str, Any]]]:
+    waiting: deque[Future[tuple[list[dict[str, Any]], Counts]]] = deque()
+
+    def first() -> list[dict[str, Any]]:
+        found, more = waiting.popleft().result()
+        counts.take(more)
+        return found
+
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
-        waiting: deque[Future[list[dict[str, Any]]]] = deque()
         for texts, pairs in chunks:
             waiting.append(pool.submit(_answer, folder, texts, pairs))
             if len(waiting) > 2 * workers:  # so that a fast reader does not fill the memory
-                yield waiting.popleft().result()
+                yield first()
         while waiting:
-            yield waiting.popleft().result()
+            yield first()
     except BrokenProcessPool:
         raise WorkFailed("a worker process died, most likely for want of memory; fewer --workers need less") from None
     finally:
@@ -162,9 +218,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _answer(folder: str, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
+def _answer(folder: str, texts: list[str], pairs: list[str] | None) -> tuple[list[dict[str, Any]], Counts]:
     """Open the model at the first task, not at the start: an error of a task is told, one of the start is not."""
     global _worker  # a pool hands state to its tasks in no other way
     if _worker is None:
         _worker = Predictor(folder, threads=1)
-    return _worker(texts, pairs)
+    _worker.engine.counts = Counts()
+    return _worker(texts, pairs), _worker.engine.counts

@@ -13,6 +13,7 @@ from bert_miniatures.errors import CheckpointError
 from bert_miniatures.evaluate import logits_of
 from bert_miniatures.machine import cores
 from bert_miniatures.model import build
+from bert_miniatures.predict import Counts
 
 __all__ = ["TorchEngine", "open_engine"]
 
@@ -36,6 +37,7 @@ class TorchEngine:
         assert found.labels is not None
         if "pooler" not in found.groups:
             raise CheckpointError(f"{folder}: the classifier has no pooler before it")
+        self.counts = Counts()
         self.labels, self.tokenizer = found.labels, found.tokenizer
         self.max_length = min(self.labels.max_length, found.config.max_position_embeddings)
         outputs = len(self.labels.names) or 1
@@ -45,4 +47,5 @@ class TorchEngine:
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> npt.NDArray[np.float32]:
         """Return [N, C] in the order of the texts."""
         encoded = self.tokenizer.encode(texts, pairs, max_length=self.max_length)
+        self.counts.add(encoded, self.max_length)
         return logits_of(self.model, Dataset(encoded, None, self.tokenizer.pad_id))

@@ -38,6 +38,8 @@ def finetune(
     from bert_miniatures.errors import ConfigError
     from bert_miniatures.files import RunFolder, training_extra
 
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other: one keeps what is in --out, the other does not")
     document: dict[str, Any] = read_toml(config) if config else {}
     if resume and not config and RunFolder(out).is_run():
         document = read_toml(RunFolder(out).config)
@@ -53,9 +55,13 @@ def finetune(
     data |= {"kind": kind, "max_length": max_length}
     training = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "seed": seed}
     for section, given in (("data", data), ("train", training)):
+        if not isinstance(document.get(section, {}), dict):
+            raise ConfigError(f"{config}: {section} is a section, [{section}], not a value")
         said = {key: value for key, value in given.items() if value is not None}
         document[section] = dict(document.get(section, {})) | said
     document |= {name: value for name, value in (("model", model), ("keep", keep)) if value is not None}
+    if "model" not in document and resume:
+        raise ConfigError(f"{out}: there is no run to resume; to begin one give --model and data too")
     if "model" not in document:
         raise ConfigError("no model: give --model, as in --model tiny ('miniatures models' lists them)")
     chosen = FinetuneConfig.of(document, settings or (), where=str(config or ""))

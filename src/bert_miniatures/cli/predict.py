@@ -3,9 +3,14 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from bert_miniatures.predict import Counts
 
 
 def predict(
@@ -22,7 +27,7 @@ def predict(
     from bert_miniatures.data.stream import stream_rows
     from bert_miniatures.errors import UserError
     from bert_miniatures.files import atomic_write, training_extra
-    from bert_miniatures.predict import predict_stream
+    from bert_miniatures.predict import Counts, predict_stream
 
     with training_extra("predicting"):
         import torch  # noqa: F401 - so that what is missing is said before the file is read
@@ -33,13 +38,39 @@ def predict(
     typed = str(file or "-") == "-" and sys.stdin.isatty()
     if typed:
         note("one text a line; Ctrl-D ends")
+    counts = Counts()
     chunks = stream_rows(str(file or "-"), text=text, pair=pair, chunk=1 if typed else 1024)
-    answered = predict_stream(model, chunks, workers=workers)
+    answered = predict_stream(model, chunks, workers=workers, counts=counts)
     if out is None:
-        for answers in answered:
-            sys.stdout.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-            sys.stdout.flush()
-        return
-    with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
-        for answers in answered:
-            handle.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        _write(answered, sys.stdout, counts)
+    else:
+        with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
+            _write(answered, handle, counts)
+    _tell(counts)
+
+
+def _write(answered: "Iterator[list[dict[str, Any]]]", file: TextIO, counts: "Counts") -> None:
+    from time import monotonic
+
+    from bert_miniatures.cli.console import note
+
+    last = monotonic()
+    for answers in answered:
+        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        file.flush()
+        if monotonic() - last >= 10:
+            last = monotonic()
+            note(f"{counts.rows:,} rows")
+
+
+def _tell(counts: "Counts") -> None:
+    """Say what the model did not see of the texts."""
+    from bert_miniatures.cli.console import note, warn
+
+    unknown = counts.unknown / max(1, counts.pieces)
+    note(
+        f"{counts.rows:,} rows, {counts.truncated:,} cut at {counts.max_length} pieces "
+        f"({counts.truncated / max(1, counts.rows):.1%}), {unknown:.2%} unknown pieces"
+    )
+    if unknown > 0.2:
+        warn(f"{unknown:.0%} of the pieces are unknown to this model's vocabulary; is it the right language?")
