@@ -31,6 +31,8 @@ COMMANDS: dict[str, str] = {
     "finetune": "finetune",
     "evaluate": "evaluate",
     "predict": "predict",
+    "sweep": "sweep",
+    "glue": "sweep",
     "table": "table",
     "submit": "submit",
 }
