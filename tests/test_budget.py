@@ -74,8 +74,8 @@ def test_seeds_go_first_then_edges_then_large_tasks():
     assert {n for n in kept if "rte" in n and n.endswith("seed1")} == {
         n for n in CELLS if "rte" in n and n.endswith("seed1")
     }
-    assert said[0].startswith("tiny/mnli: 3 of 20 cells of the grid: ")
-    assert {"bs32-lr1e-4", "bs32-lr5e-5"} <= set(said[0].rsplit(": ", 1)[1].split(", "))
+    assert said[0].startswith("tiny/mnli: 3 of 20 cells of the grid, only ")
+    assert {"bs32-lr1e-4", "bs32-lr5e-5"} <= set(said[0].rsplit("only ", 1)[1].split(", "))
     kept, said = fit(CELLS, seconds, 30, 1)
     assert "tiny/mnli: left out, all 40 cells" in said
     assert all("bs32" in name or "bs64" in name for name in kept)

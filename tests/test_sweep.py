@@ -158,7 +158,7 @@ def test_a_budget_leaves_cells_out_and_says_so(swept, tiny, reviews, tmp_path):
     (out / "forecast.json").write_text(json.dumps(known))
     summary = run_sweep(plan, out, workers=2, budget=3300.0, watch=heard)
     assert (summary.done, summary.cells) == (2, 4)
-    assert summary.left_out == ["tiny/train: 1 of 3 cells of the grid: bs16-lr1e-9-epochs3"]
+    assert summary.left_out == ["tiny/train: 1 of 3 cells of the grid, only bs16-lr1e-9-epochs3"]
     assert any("2 of 3 cells are left out:" in text for text in heard.notes)
 
 
@@ -383,3 +383,18 @@ def test_kill_9_of_the_sweep_and_of_workers_at_random_moments(tiny, reviews, tmp
     assert [path.parent.parent.name for path in whole.rglob("model.safetensors")] == [
         path.parent.parent.name for path in killed.rglob("model.safetensors")]  # fmt: skip
     assert not list(killed.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_glue_sweeps_all_tasks_and_writes_table_and_submission(tiny, glue, tmp_path):
+    """All nine tasks of the real GLUE folder, a few rows of each; some test files are missing there."""
+    grid = "[grid]\nbatch_size = [16]\nlearning_rate = [1e-3]\nepochs = [1]\n[data]\ntrain_rows = 31\ndev_rows = 31\nmax_length = 32\n"
+    (tmp_path / "grid.toml").write_text(grid)
+    out = tmp_path / "out"
+    arguments = ["--model", str(tiny), "--glue", str(glue), "--out", str(out), "--grid", str(tmp_path / "grid.toml")]
+    done = subprocess.run([sys.executable, "-c", COMMAND, "glue", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "|Model|Score|CoLA|" in done.stdout
+    assert "glue-tiny.zip: 8 files, ok; missing: QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv" in done.stdout
+    assert len(results(out)) == 9
+    assert len(list(out.rglob("model.safetensors"))) == 9

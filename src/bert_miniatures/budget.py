@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError
-from bert_miniatures.plan import group_of, places
+from bert_miniatures.plan import group_of, places, without_seed
 
 __all__ = ["clock", "fit", "makespan", "parse_duration", "preference"]
 
@@ -137,8 +137,11 @@ def _left_out(cells: Mapping[str, FinetuneConfig], chosen: set[str], first: Mapp
             said.append(f"{group}: left out, all {len(names)} cells")
             continue
         if len(kept) < len(single):
-            settings = ", ".join(name.rsplit("/", 1)[1].rpartition("-seed")[0] for name in kept)
-            said.append(f"{group}: {len(kept)} of {len(single)} cells of the grid: {settings}")
+            few = len(single) - len(kept) < len(kept)
+            listed = [name for name in single if name not in chosen] if few else kept
+            settings = ", ".join(without_seed(name).rsplit("/", 1)[1] for name in listed)
+            without = "all without" if few else "only"
+            said.append(f"{group}: {len(kept)} of {len(single)} cells of the grid, {without} {settings}")
         seeds = {cells[name].train.seed for name in names}
         kept_seeds = {cells[name].train.seed for name in names if name in chosen}
         if len(kept_seeds) < len(seeds):

@@ -82,9 +82,11 @@ def glue(
     document = {"models": model, "tasks": tasks, "seeds": seeds, "data": {"glue": glue}}
     how = {"workers": workers, "engine": engine, "adaptive": adaptive, "keep_all": keep_all, "dry_run": dry_run}
     summary = _run(document, grid, settings, out, budget, how)
-    if not (as_json or dry_run):
-        _table_and_submissions(summary, out)
-    _print(summary, out, as_json=as_json, dry_run=dry_run)
+    if as_json or dry_run:
+        _print(summary, out, as_json=as_json, dry_run=dry_run)
+        return
+    _table_and_submissions(summary, out)
+    _print_cells(summary, out)
 
 
 def _table_and_submissions(summary: "Summary", out: Path) -> None:
@@ -96,8 +98,9 @@ def _table_and_submissions(summary: "Summary", out: Path) -> None:
 
     if summary.choices:
         table([out])
-    for name in dict.fromkeys(choice.model for choice in summary.choices):
-        file = out / f"glue-{Path(name).name if Path(name).exists() else name.replace('/', '-')}.zip"
+    folders = {choice.model: choice.run.path.relative_to(out).parts[0] for choice in summary.choices}
+    for name, folder in folders.items():
+        file = out / f"glue-{folder}.zip"
         try:
             submit(out, file, model=name, allow_missing=True)
             note(f"{file}: the submission of {name}; files whose test data are missing are not in it")
@@ -153,10 +156,9 @@ def _watch() -> Any:
 
 
 def _print(summary: "Summary", out: Path, *, as_json: bool, dry_run: bool) -> None:
-    """Print what was found; fail where cells failed, after all else is said."""
+    """Print what was found, or forecast."""
     from bert_miniatures.budget import clock
-    from bert_miniatures.cli.console import emit_json, note, warn
-    from bert_miniatures.errors import WorkFailed
+    from bert_miniatures.cli.console import emit_json, warn
 
     for text in summary.warnings:
         warn(text)
@@ -166,6 +168,15 @@ def _print(summary: "Summary", out: Path, *, as_json: bool, dry_run: bool) -> No
         print(f"{summary.cells} cells, about {clock(summary.seconds)}; nothing was written")
     else:
         print(_table(summary))
+    if not dry_run:
+        _print_cells(summary, out)
+
+
+def _print_cells(summary: "Summary", out: Path) -> None:
+    """Name the cells that a reader should know about; fail where cells failed, after all else is said."""
+    from bert_miniatures.cli.console import note
+    from bert_miniatures.errors import WorkFailed
+
     for title, cells in (("failed", summary.failed), ("degenerate", summary.degenerate)):
         for name, reason in cells.items():
             note(f"{title}: {name}: {reason}")
