@@ -1,6 +1,8 @@
 """Plans: names of cells, laws of expand, what is refused."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -131,3 +133,26 @@ def test_places_order_numbers_as_numbers_and_take_any_setting():
     assert {place[1][1] for place in found.values()} == {3}
     assert len(set(found.values())) == 9
     assert isinstance(cells[next(iter(cells))], FinetuneConfig)
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "sweep.md").read_text(encoding="utf-8")
+
+
+def test_the_plan_of_the_page_is_one():
+    blocks = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(blocks) == 1
+    cells = expand(SweepConfig.of(tomllib.loads(blocks[0])))
+    assert len(cells) == 2 * 2 * 3 * 2 * 2 * 2 * 2
+    assert "tiny/mrpc/bs16-lr3e-4-warmup0-seed1" in cells
+
+
+def test_the_page_names_only_options_that_exist_and_all_of_them():
+    from typing import get_type_hints
+
+    from bert_miniatures.cli import sweep
+
+    names = set(get_type_hints(sweep.sweep)) - {"return"}
+    options = {f"--{name.replace('_', '-')}" for name in names} - {"--as-json", "--settings"} | {"--json", "--set"}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - {"--head"}  # of ray
+    assert named <= options
+    assert options - named <= {"--text", "--pair", "--label", "--kind", "--offline"}  # as in finetune
