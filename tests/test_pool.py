@@ -71,6 +71,13 @@ def test_a_killed_worker_is_replaced_and_its_job_tried_once_more(pool, tmp_path)
     assert events[-1].answer["done"] == 5
 
 
+def test_deaths_are_forgotten_when_a_job_is_answered(pool, tmp_path):
+    """A search submits a cell several times; one bad day at each rung is no failure."""
+    for rung in range(3):
+        pool.submit(Job("cell", {"number": rung, "die": str(tmp_path / f"died{rung}"), "once": True}))
+        assert list(pool.events())[-1].answer["done"] == rung
+
+
 @pytest.mark.parametrize(
     ("request_", "said"),
     [

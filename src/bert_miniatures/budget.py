@@ -63,8 +63,8 @@ def fit(
 
     The rule: seeds go first, then the edges of the grid, then large tasks. In rounds each group (model and task)
     takes its next cell of the first seed, the group with the cheapest one first, in the order of `preference`; a cell
-    that does not fit is left out. Where whole grids are in, further seeds follow: all cells of a group or none, the
-    cheapest group first. Epochs are never cut: the learning rate's schedule would be another one.
+    that does not fit is left out. Further seeds follow: all cells of a group or none, the cheapest group first, which
+    never fits where a cell of the first seed did not. Epochs are never cut: the learning rate's schedule would be another one.
 
     Args:
         cells: what is to be done.
@@ -77,24 +77,20 @@ def fit(
     """
     chosen: set[str] = set()
 
-    def take(names: Sequence[str]) -> bool:
+    def take(names: Sequence[str]) -> None:
         wanted = [name for name in cells if name in chosen or name in names]
-        if makespan((costs[name] for name in wanted), workers) > budget:
-            return False
-        chosen.update(names)
-        return True
+        if makespan((costs[name] for name in wanted), workers) <= budget:
+            chosen.update(names)
 
     first = {group: min(cells[name].train.seed for name in names) for group, names in _groups(cells).items()}
     queues = {group: [n for n in _preferred(cells, costs, names) if cells[n].train.seed == first[group]]
               for group, names in _groups(cells).items()}  # fmt: skip
-    whole = set(queues)
     while any(queues.values()):
         for group in sorted((group for group in queues if queues[group]), key=lambda g: costs[queues[g][0]]):
-            if not take([queues[group].pop(0)]):
-                whole.discard(group)
+            take([queues[group].pop(0)])
     more: dict[tuple[int, str], list[str]] = {}
     for name, config in cells.items():
-        if config.train.seed > first[group_of(name)] and group_of(name) in whole:
+        if config.train.seed > first[group_of(name)]:
             more.setdefault((config.train.seed, group_of(name)), []).append(name)
     for _, names in sorted(more.items(), key=lambda item: (item[0][0], sum(costs[n] for n in item[1]), item[0][1])):
         take(names)
