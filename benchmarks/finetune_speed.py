@@ -221,7 +221,10 @@ def summary(options: argparse.Namespace, rows: list[list[int]], rates: dict[str,
         return statistics.median(x / y for x, y in zip(rates[a], rates[b], strict=True))
 
     median = {name: statistics.median(values) for name, values in rates.items()}
-    best = {side: max((n for n in median if n.startswith(side)), key=median.get) for side in ("ours", "trainer", "run_glue")}  # type: ignore[arg-type] # fmt: skip
+    best = {
+        side: max((name for name in median if name.startswith(side)), key=lambda name: median[name])
+        for side in ("ours", "trainer", "run_glue")
+    }
     work = flops_of(options.size, rows) / 1e9
     return {
         "size": options.size,
