@@ -62,6 +62,15 @@ def test_everything_fits():
     assert fit(CELLS, costs(), 1e9, 1) == (list(CELLS), [])
 
 
+def test_further_seeds_alone_stay_whole_groups():
+    """The first seed was done by an earlier call."""
+    seconds, rest = costs(), {name: config for name, config in CELLS.items() if config.train.seed == 2}
+    rte = sum(seconds[name] for name in rest if "rte" in name)
+    kept, said = fit(rest, seconds, rte + 1500, 1)
+    assert kept == [name for name in rest if "rte" in name]
+    assert said == ["tiny/mnli: left out, all 20 cells"]
+
+
 def test_seeds_go_first_then_edges_then_large_tasks():
     seconds = costs()
     rte = sum(cost for name, cost in seconds.items() if "rte" in name)

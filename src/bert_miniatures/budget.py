@@ -57,20 +57,22 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def fit(
-    cells: Mapping[str, FinetuneConfig], costs: Mapping[str, float], budget: float, workers: int
+    cells: Mapping[str, FinetuneConfig], costs: Mapping[str, float], budget: float, workers: int, *, first_seed: int = 1
 ) -> tuple[list[str], list[str]]:
     """Choose the cells that fit into a budget; say what is left out.
 
     The rule: seeds go first, then the edges of the grid, then large tasks. In rounds each group (model and task)
     takes its next cell of the first seed, the group with the cheapest one first, in the order of `preference`; a cell
     that does not fit is left out. Further seeds follow: all cells of a group or none, the cheapest group first, which
-    never fits where a cell of the first seed did not. Epochs are never cut: the learning rate's schedule would be another one.
+    never fits where a cell of the first seed did not. Epochs are never cut: the learning rate's schedule would be
+    another one.
 
     Args:
         cells: what is to be done.
         costs: seconds of each.
         budget: seconds on the wall.
         workers: how many cells run at once.
+        first_seed: the seed that goes before the others.
 
     Returns:
         Names of the chosen cells in the order of `cells`, and sentences about the others.
@@ -82,19 +84,18 @@ def fit(
         if makespan((costs[name] for name in wanted), workers) <= budget:
             chosen.update(names)
 
-    first = {group: min(cells[name].train.seed for name in names) for group, names in _groups(cells).items()}
-    queues = {group: [n for n in _preferred(cells, costs, names) if cells[n].train.seed == first[group]]
+    queues = {group: [n for n in _preferred(cells, costs, names) if cells[n].train.seed == first_seed]
               for group, names in _groups(cells).items()}  # fmt: skip
     while any(queues.values()):
         for group in sorted((group for group in queues if queues[group]), key=lambda g: costs[queues[g][0]]):
             take([queues[group].pop(0)])
     more: dict[tuple[int, str], list[str]] = {}
     for name, config in cells.items():
-        if config.train.seed > first[group_of(name)]:
+        if config.train.seed != first_seed:
             more.setdefault((config.train.seed, group_of(name)), []).append(name)
     for _, names in sorted(more.items(), key=lambda item: (item[0][0], sum(costs[n] for n in item[1]), item[0][1])):
         take(names)
-    return [name for name in cells if name in chosen], _left_out(cells, chosen, first)
+    return [name for name in cells if name in chosen], _left_out(cells, chosen, first_seed)
 
 
 def preference(cells: Mapping[str, FinetuneConfig]) -> dict[str, float]:
@@ -124,12 +125,12 @@ def _preferred(cells: Mapping[str, FinetuneConfig], costs: Mapping[str, float], 
     return sorted(names, key=lambda name: (round(far[name], 9), costs[name], name))
 
 
-def _left_out(cells: Mapping[str, FinetuneConfig], chosen: set[str], first: Mapping[str, int]) -> list[str]:
+def _left_out(cells: Mapping[str, FinetuneConfig], chosen: set[str], first_seed: int) -> list[str]:
     said = []
     for group, names in _groups(cells).items():
-        single = [name for name in names if cells[name].train.seed == first[group]]
+        single = [name for name in names if cells[name].train.seed == first_seed]
         kept = [name for name in single if name in chosen]
-        if not kept:
+        if not any(name in chosen for name in names):
             said.append(f"{group}: left out, all {len(names)} cells")
             continue
         if len(kept) < len(single):

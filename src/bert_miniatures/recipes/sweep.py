@@ -21,6 +21,7 @@ from bert_miniatures.eta import Eta
 from bert_miniatures.keeping import drop_weights, planned_seeds
 from bert_miniatures.plan import SweepConfig, expand, group_of, without_seed
 from bert_miniatures.pool import Event, Job, Pool, terminated_is_interrupted
+from bert_miniatures.recipes.schedule import Everything, Schedule
 from bert_miniatures.recipes.sweep_checks import check_data, check_models, workers_that_fit
 from bert_miniatures.results import collect
 from bert_miniatures.sweep_folder import SweepFolder
@@ -40,52 +41,6 @@ class Engine(Protocol):
 
     def events(self) -> Iterator[Event]:
         """Yield what happens until no job is left."""
-
-
-class Schedule(Protocol):
-    """Which cells run, how far, and when: all of them, or a search."""
-
-    def start(self) -> list[tuple[str, int | None]]:
-        """Return what runs first: a cell and the update to pause at, None being its end."""
-
-    def heard(self, name: str, answer: Mapping[str, Any]) -> list[tuple[str, int | None]]:
-        """Take a worker's answer about a cell; return what runs next."""
-
-    def share(self, name: str) -> float:
-        """Return how much of a cell it is asked to run by now, 0 to 1."""
-
-    def later(self) -> float:
-        """Return the forecast seconds of work that was not handed out yet."""
-
-    def left_behind(self) -> list[str]:
-        """Return the cells that will not be run to their end."""
-
-
-class Everything:
-    """Runs all cells, one after the other."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = list(names)
-
-    def start(self) -> list[tuple[str, int | None]]:
-        """Return all cells."""
-        return [(name, None) for name in self._names]
-
-    def heard(self, name: str, answer: Mapping[str, Any]) -> list[tuple[str, int | None]]:
-        """Nothing depends on what a cell scored."""
-        return []
-
-    def share(self, name: str) -> float:
-        """Each cell is run to its end."""
-        return 1.0
-
-    def later(self) -> float:
-        """All cells are handed out at the start."""
-        return 0.0
-
-    def left_behind(self) -> list[str]:
-        """No cell is."""
-        return []
 
 
 @dataclass
@@ -243,7 +198,7 @@ class _Sweep:
             self.watch.warn(event.note)
         if "cost" in answer:
             self.costs[forecast.cost_key(self.cells[name])] = forecast.Cost(**answer["cost"])
-            self.watch.progress(0, len(self.cells), f"timing {jobs} kinds of cell")
+            self.watch.progress(0, len(self.cells), f"timing {jobs} kind{'s' if jobs > 1 else ''} of cell")
         elif answer.get("exit") == UserError.exit_code:
             raise UserError(f"{group_of(name)}: {answer['failed']}")
         elif "failed" in answer:
@@ -270,7 +225,8 @@ class _Sweep:
         todo = {name: self.cells[name] for name in self.todo}
         share = 1 / 3 if self.adaptive else 1.0  # what a search spends at most, see recipes.adaptive
         seconds = {name: share * cost for name, cost in forecast.known_costs(todo, self.costs).items()}
-        kept, left_out = fit(todo, seconds, budget, self.count)
+        first = min(config.train.seed for config in self.cells.values())
+        kept, left_out = fit(todo, seconds, budget, self.count, first_seed=first)
         if not kept:
             cheapest = clock(min(seconds.values()))
             raise ConfigError(f"no cell fits into {clock(budget)}; the cheapest one takes about {cheapest}")
