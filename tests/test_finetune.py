@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers
 
+from bert_miniatures import predictions
 from bert_miniatures.checkpoint import read_folder
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError, DataError, Diverged, OutputExists
-from bert_miniatures.evaluate import read_predictions
 from bert_miniatures.files import RunFolder
 from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes.finetune import finetune, fold, run_finetune
@@ -79,11 +79,11 @@ def test_it_learns_and_the_scores_are_those_of_sklearn(finished, reviews):
 
 
 def test_predictions_are_the_models_logits_in_order(finished, reviews):
-    rows, logits, labels, _ = read_predictions(finished / "predictions" / "dev.parquet")
+    found = predictions.read(finished / "predictions" / "dev.parquet")
     texts = [line.rsplit(",", 1)[0] for line in reviews[1].read_text().splitlines()[1:]]
-    assert rows == [str(i) for i in range(len(texts))]
-    assert labels == ["negative", "positive"]
-    np.testing.assert_allclose(Predictor(finished).logits(texts), logits, atol=1e-5)
+    assert found.row_ids == [str(i) for i in range(len(texts))]
+    assert found.labels == ("negative", "positive")
+    np.testing.assert_allclose(Predictor(finished).logits(texts), found.logits, atol=1e-5)
 
 
 def test_transformers_pipeline_gives_the_same_answers(finished):

@@ -28,7 +28,7 @@ LAYERS = [
     {"objectives", "load", "evaluate"},
     {"train", "predict_torch", "recipes.loading"},
     {"recipes.finetune", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},
-    {"recipes.scoring", "recipes.worker"},
+    {"recipes.scoring", "recipes.worker", "recipes.schedule"},
     {"recipes.sweep"},
 ]  # fmt: skip
 TORCH_STARTS = 7

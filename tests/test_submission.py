@@ -390,14 +390,14 @@ def test_any_text_is_survived_and_said_in_whole_lines(text, tmp_path_factory):
 
 def test_predictions_are_read_as_written_and_as_runs_write_them(tmp_path):
     from bert_miniatures.data.examples import Examples
-    from bert_miniatures.evaluate import write_predictions
+    from bert_miniatures.evaluate import predictions_of
 
     found = made("AX.tsv", rows=13)
     gold = np.arange(13) % 3
     full = Predictions(found.row_ids, found.logits, found.labels, gold, "ax", "abc", "def")
     write(tmp_path / "ours.parquet", full)
     examples = Examples(["x"] * 13, None, gold, list(found.row_ids), "x", "abc")
-    write_predictions(tmp_path / "run.parquet", TASKS["ax"], examples, found.logits)
+    write(tmp_path / "run.parquet", predictions_of(TASKS["ax"], examples, found.logits))
     for name, model in (("ours", "def"), ("run", "")):
         again = read(tmp_path / f"{name}.parquet")
         assert (again.row_ids, again.labels) == (list(found.row_ids), found.labels)

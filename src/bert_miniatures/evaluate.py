@@ -1,8 +1,5 @@
 """Logits in data-set order, scores, and the finding when a run went nowhere."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -11,11 +8,10 @@ from bert_miniatures import metrics
 from bert_miniatures.data.batches import Dataset, by_length
 from bert_miniatures.data.examples import Examples
 from bert_miniatures.data.tasks import Task
-from bert_miniatures.errors import DataError
-from bert_miniatures.files import atomic_write
 from bert_miniatures.model import Bert
+from bert_miniatures.predictions import Predictions
 
-__all__ = ["finding", "logits_of", "prior_loss", "read_predictions", "write_predictions"]
+__all__ = ["finding", "logits_of", "predictions_of", "prior_loss"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -73,34 +69,6 @@ def finding(task: Task, logits: Floats, gold: npt.NDArray[np.generic], last_loss
     return said
 
 
-def write_predictions(path: Path, task: Task, examples: Examples, logits: Floats) -> None:
-    """Write row ids, logits, and gold labels where they are known, as Parquet, rows in data-set order."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    columns: dict[str, object] = {"row": examples.row_ids, "logits": [row.tolist() for row in logits]}
-    if examples.labels is not None:
-        columns["gold"] = examples.labels.tolist()
-    meta = {"labels": "\t".join(task.labels), "task": task.name, "checksum": examples.checksum}
-    table = pa.table(columns).replace_schema_metadata(meta)
-    with atomic_write(path) as temporary:
-        parquet.write_table(table, temporary)
-
-
-def read_predictions(path: Path) -> tuple[list[str], Floats, Sequence[str], str]:
-    """Return row ids, logits [N, C], label names and the checksum of the data, as `write_predictions` wrote them.
-
-    Raises:
-        DataError: missing or damaged.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{path}: not a file of predictions ({error})") from None
-    meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    logits = np.array(table["logits"].to_pylist(), np.float32)
-    labels = meta.get("labels", "").split("\t") if meta.get("labels") else []
-    return table["row"].to_pylist(), logits, labels, meta.get("checksum", "")
+def predictions_of(task: Task, examples: Examples, logits: Floats) -> Predictions:
+    """Return the logits of a split as they are written to `predictions/<split>.parquet`."""
+    return Predictions(examples.row_ids, logits, task.labels, examples.labels, task.name, examples.checksum)

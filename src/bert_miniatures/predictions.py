@@ -52,8 +52,8 @@ def write(path: Path, found: Predictions) -> None:
         columns["gold"] = found.gold.tolist()
     meta = {"labels": "\t".join(found.labels), "task": found.task, "checksum": found.checksum, "model": found.model}
     table = pa.table(columns).replace_schema_metadata(meta)
-    with atomic_write(path) as temporary:
-        parquet.write_table(table, temporary)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:  # a full disk then is Python's OSError
+        parquet.write_table(table, file)
 
 
 def read(path: Path) -> Predictions:

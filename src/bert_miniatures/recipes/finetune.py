@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bert_miniatures import metrics
+from bert_miniatures import metrics, predictions
 from bert_miniatures.card import model_card, versions
 from bert_miniatures.checkpoint import Labels, ModelFolder, write_folder
 from bert_miniatures.config import FinetuneConfig, TrainConfig, read_toml, write_toml
 from bert_miniatures.data.batches import Batches, Dataset
 from bert_miniatures.data.tasks import Task
 from bert_miniatures.errors import ConfigError, DataError, Diverged
-from bert_miniatures.evaluate import finding, logits_of, prior_loss, write_predictions
+from bert_miniatures.evaluate import finding, logits_of, predictions_of, prior_loss
 from bert_miniatures.files import RunFolder, read_json
 from bert_miniatures.machine import cores
 from bert_miniatures.model import Bert, build
@@ -276,9 +276,9 @@ class _Finetuning:
             assert gold is not None
             prior = prior_loss(self.task.kind, _labels_of(self.inputs.data["train"]))
             said = finding(self.task, logits["dev"], gold, self._last_loss(), prior)
-            order = order_warning(self.task, logits["dev"], gold)
-            if order:
-                self.watch.warn(order)
+            swapped = order_warning(self.task, logits["dev"], gold)
+            if swapped:
+                self.watch.warn(swapped)
         if said:
             self.watch.warn(said)
         document = self._document({name: _nulls(found) for name, found in scores.items()}, step, said)
@@ -286,7 +286,8 @@ class _Finetuning:
         extra = {"parent_sha256": self.inputs.parent.fingerprint, "scores": document["scores"]}
         write_folder(self.run.model, folder, card=card, extra=extra, overwrite=True)
         for name, found in logits.items():
-            write_predictions(self.run.predictions / f"{name}.parquet", self.task, self.inputs.splits[name], found)
+            file = self.run.predictions / f"{name}.parquet"
+            predictions.write(file, predictions_of(self.task, self.inputs.splits[name], found))
         self.run.finish(document)
         return document
 

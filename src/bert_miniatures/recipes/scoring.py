@@ -58,9 +58,9 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
         raise DataError(f"{examples.source}: the labels of '{split}' are hidden; they can be predicted, never scored")
     scores = metrics.score(task.metrics, task.kind, logits, gold)
     said = metrics.degenerate(task.kind, logits, gold, task.labels)
-    order = order_warning(task, logits, gold)
-    if order:
-        watch.warn(order)
+    swapped = order_warning(task, logits, gold)
+    if swapped:
+        watch.warn(swapped)
     return {"split": split, "rows": len(gold), "scores": scores, "finding": said}
 
 
