@@ -123,12 +123,12 @@ def test_a_degenerate_cell_is_a_result_and_is_named(swept, tiny, reviews):
 def test_seeds_have_mean_and_deviation_and_keep_all_keeps_all(tiny, reviews, tmp_path):
     plan = plan_of(tiny, reviews, seeds=2, grid={"batch_size": [16], "learning_rate": [3e-3, 2e-3], "epochs": [3]})
     heard = Heard()
-    summary = run_sweep(plan, tmp_path / "out", workers=2, keep_all=True, watch=heard)
+    summary = run_sweep(plan, tmp_path / "out", workers=1, keep_all=True, watch=heard)
     choice = summary.choices[0]
     assert (choice.cells, choice.seeds, summary.done) == (2, 2, 4)
     assert choice.deviation is not None
     assert len(list((tmp_path / "out").rglob("model.safetensors"))) == 4
-    assert any("4 cells, 2 at once: about" in text for text in heard.notes)
+    assert any("4 cells, 1 at once: about" in text for text in heard.notes)
 
 
 # ------------------------------------------------------------------------------------------- plan, budget, search
@@ -166,7 +166,7 @@ def test_adaptive_leaves_bad_cells_behind(tiny, reviews, tmp_path):
     pytest.importorskip("optuna", reason="the 'sweep' extra is not installed")
     grid = {"batch_size": [4, 8, 16], "learning_rate": [1e-2, 3e-3, 1e-9], "epochs": [4]}
     out = tmp_path / "out"
-    summary = run_sweep(plan_of(tiny, reviews, grid=grid, seeds=2), out, workers=2, adaptive=True)
+    summary = run_sweep(plan_of(tiny, reviews, grid=grid, seeds=2), out, workers=1, adaptive=True)
     assert summary.done == 2  # one cell got through, with both seeds
     assert summary.choices[0].mean > 0.8
     assert summary.left_out[0].startswith("tiny/train: 16 cells left behind early")
@@ -174,7 +174,7 @@ def test_adaptive_leaves_bad_cells_behind(tiny, reviews, tmp_path):
     assert sorted(path.name for path in (out / "tiny/train").iterdir()) == sorted(
         ["adaptive.json", *(Path(name).name for name in results(out))]
     )
-    again = run_sweep(plan_of(tiny, reviews, grid=grid, seeds=2), out, workers=2, adaptive=True)
+    again = run_sweep(plan_of(tiny, reviews, grid=grid, seeds=2), out, workers=1, adaptive=True)
     assert (again.done, again.left_out) == (2, summary.left_out)
 
 
@@ -224,7 +224,7 @@ def test_data_that_cannot_be_read_end_the_sweep_before_it_begins(tiny, reviews, 
     (tmp_path / "dev.csv").write_text("text,label\ngood film,fantastic\n")
     data = {"train": str(reviews[0]), "dev": str(tmp_path / "dev.csv"), "max_length": 32}
     with pytest.raises(UserError, match=r"tiny/train: .*dev\.csv:2: label 'fantastic'"):
-        run_sweep(plan_of(tiny, reviews, data=data), tmp_path / "out", workers=2)
+        run_sweep(plan_of(tiny, reviews, data=data), tmp_path / "out", workers=1)
     assert not results(tmp_path / "out")
 
 
@@ -356,7 +356,7 @@ def test_kill_9_of_the_sweep_and_of_workers_at_random_moments(tiny, reviews, tmp
     subprocess.run(command(tiny, reviews, whole, "--json"), capture_output=True, check=True)
     moments = random.Random(int(os.environ.get("KILL_SEED", "17")))
     hits = 0
-    for number in range(int(os.environ.get("KILLS", "4"))):
+    for number in range(int(os.environ.get("KILLS", "3"))):
         with started(command(tiny, reviews, killed)) as process:
             wait_for(lambda p=process: p.poll() is not None or len(workers_of(p.pid)) == 2)
             time.sleep(moments.uniform(0.0, 5.0))
