@@ -29,6 +29,7 @@ LAYERS = [
     {"train", "predict_torch", "recipes.loading"},
     {"recipes.finetune", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},
     {"recipes.scoring", "recipes.worker", "recipes.schedule"},
+    {"recipes.ray_engine"},
     {"recipes.sweep"},
 ]  # fmt: skip
 TORCH_STARTS = 7
