@@ -154,4 +154,4 @@ def _ray() -> Any:
     try:
         return import_module("ray")
     except ModuleNotFoundError:
-        raise MissingExtra("--engine ray", "ray") from None
+        raise MissingExtra("--engine ray", "scale") from None
