@@ -24,9 +24,6 @@ from bert_miniatures.recipes.sweep import run_sweep
 from bert_miniatures.sweep_folder import SweepFolder
 from bert_miniatures.watch import Watch
 
-# the command line as `miniatures` has it
-COMMAND = "from bert_miniatures import cli; cli.COMMANDS |= {'sweep': 'sweep', 'glue': 'sweep'}; cli.main()"
-
 
 class Heard(Watch):
     """Remembers what was said."""
@@ -255,8 +252,8 @@ def command(tiny, reviews, out: Path, *more: str, sizes: str = "[4, 8]", epochs:
     arguments = ["--model", str(tiny), "--train", str(reviews[0]), "--dev", str(reviews[1]), "--max-length", "32"]
     return [
         sys.executable,
-        "-c",
-        COMMAND,
+        "-m",
+        "bert_miniatures",
         "sweep",
         *arguments,
         "--grid",
@@ -392,7 +389,7 @@ def test_glue_sweeps_all_tasks_and_writes_table_and_submission(tiny, glue, tmp_p
     (tmp_path / "grid.toml").write_text(grid)
     out = tmp_path / "out"
     arguments = ["--model", str(tiny), "--glue", str(glue), "--out", str(out), "--grid", str(tmp_path / "grid.toml")]
-    done = subprocess.run([sys.executable, "-c", COMMAND, "glue", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bert_miniatures", "glue", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "|Model|Score|CoLA|" in done.stdout
     assert "glue-tiny.zip: 8 files, ok; missing: QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv" in done.stdout
