@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from bert_miniatures.budget import clock, makespan
 from bert_miniatures.config import FinetuneConfig
@@ -14,7 +13,7 @@ from bert_miniatures.errors import DataError
 from bert_miniatures.files import read_json, write_json
 from bert_miniatures.plan import group_of
 
-__all__ = ["Cost", "cost_key", "known_costs", "read_costs", "seconds_of", "table", "write_costs"]
+__all__ = ["Cost", "cost_key", "known_costs", "read_costs", "seconds_of", "table", "total", "updates_of", "write_costs"]
 
 _FORWARD = 0.4  # of a training step: a third of its multiplications, and the data must be collated all the same
 
@@ -129,8 +128,3 @@ def _by_cost(cells: Mapping[str, FinetuneConfig]) -> dict[tuple[str, int], list[
 
 def _place(group: str, cells: Iterable[str]) -> int:
     return next(i for i, name in enumerate(cells) if group_of(name) == group)
-
-
-def cost_of(answer: Mapping[str, Any]) -> Cost:
-    """Return the cost that a worker's probe answered."""
-    return Cost(**answer)

@@ -9,7 +9,7 @@ from pathlib import Path
 from bert_miniatures.plan import group_of, without_seed
 from bert_miniatures.results import RunResult, collect
 
-__all__ = ["drop_weights", "superfluous"]
+__all__ = ["drop_weights", "planned_seeds", "superfluous"]
 
 _DROPPED = ".model.dropped"
 
