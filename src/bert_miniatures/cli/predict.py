@@ -23,14 +23,17 @@ def predict(
     offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
 ) -> None:
     """Answer each text with a label and its score: one JSON object a line, in input order."""
+    from importlib.util import find_spec
+
     from bert_miniatures.cli.console import note
     from bert_miniatures.data.stream import stream_rows
     from bert_miniatures.errors import UserError
     from bert_miniatures.files import atomic_write, training_extra
     from bert_miniatures.predict import Counts, predict_stream
 
-    with training_extra("predicting"):
-        import torch  # noqa: F401 - so that what is missing is said before the file is read
+    with training_extra("predicting"):  # said before the file is read; the import itself takes seconds
+        if find_spec("torch") is None:
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
     if out is not None and out.suffix != ".jsonl":
         raise UserError(f"{out}: answers are written as .jsonl")
     if out is not None and file is not None and out.resolve() == file.resolve():
