@@ -154,7 +154,7 @@ class TrainConfig(Settings):
         clip: global norm that gradients are cut to; 0 switches clipping off.
         class_weights: `balanced` weighs each class by rows / (classes x rows of the class); or label name -> weight.
         standardise: regression targets are trained at mean 0, deviation 1, and folded back into the saved head.
-        exact_speedups: the identities that leave the mathematics alone (docs/speed.md).
+        exact_speedups: the identities that leave the mathematics alone (docs/finetuning.md).
         precision: `auto` is bf16 on a GPU and fp32 on a CPU.
         threads: of torch; None means all cores that this process may use.
         log_every: steps between two records in metrics.jsonl.

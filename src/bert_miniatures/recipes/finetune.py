@@ -371,7 +371,7 @@ def _labels_of(data: Dataset) -> Any:
 
 
 def _narrow(data: Mapping[str, Dataset], config: TrainConfig) -> tuple[Any, dict[str, Dataset]]:
-    """Renumber the pieces that occur; the rows of the others are neither trained nor stepped (docs/speed.md)."""
+    """Renumber the pieces that occur; the rows of the others are neither trained nor stepped (docs/finetuning.md)."""
     if not config.exact_speedups:
         return None, dict(data)
     used = data["train"].used_ids()
