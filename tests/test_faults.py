@@ -55,9 +55,9 @@ def scores(run: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def wide(tiny, tmp_path_factory) -> Path:
-    """A model of 5,003 pieces, most of which no text has: its weights are larger than the state of a run."""
+    """A model of 5,003 long pieces, which no text has: larger than a run's state are its weights, and its vocabulary."""
     found = read_folder(tiny)
-    pieces = [*found.tokenizer.vocabulary, *(f"word{i}" for i in range(5003 - 73))]
+    pieces = [*found.tokenizer.vocabulary, *(f"word{i}".ljust(120, "x") for i in range(5003 - 73))]
     config = found.config.model_copy(update={"vocab_size": len(pieces)})
     folder = tmp_path_factory.mktemp("models") / "wide"
     made = build(config, groups={"pooler"}, seed=5).weights()
@@ -116,9 +116,10 @@ def test_a_full_disk_at_the_best_epoch(tiny, reviews, tmp_path):
     assert tune(tiny, reviews, run, "--keep", "best", "--resume").code == 0
 
 
-def test_a_full_disk_at_the_model_folder(wide, reviews, tmp_path):
+@pytest.mark.parametrize("limit", [200_000, 500_000])  # too small for the weights, for the vocabulary
+def test_a_full_disk_at_the_model_folder(limit, wide, reviews, tmp_path):
     run = tmp_path / "run"
-    done = tune(wide, reviews, run, RLIMIT_FSIZE=200_000)
+    done = tune(wide, reviews, run, RLIMIT_FSIZE=limit)
     assert (done.code, done.error) == (1, f"{run}/model: {FULL}")
     assert names(run) == {"run.toml", "metrics.jsonl", "state/state.safetensors"}
     assert "a run that has kept no model yet" in shell()("predict", run, stdin=b"good\n").error
