@@ -103,7 +103,8 @@ class Done:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """An environment with every cache below `home` and without the network."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MINIATURES_", "GLUE_"))}
+    dropped = ("HF_", "MINIATURES_", "GLUE_", "PYTHONUNBUFFERED", "PYTHONIOENCODING", "NO_COLOR")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(dropped)}
     places = {"MINIATURES_HOME": str(home / "cache"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": SOURCE}
     return kept | places | {"OMP_NUM_THREADS": "1"} | more
 

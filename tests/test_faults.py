@@ -1,5 +1,6 @@
 """What breaks: full disks, Ctrl-C, kill, damaged files, folders that cannot be written. Nothing half-written looks whole."""
 
+import contextlib
 import json
 import os
 import random
@@ -277,26 +278,32 @@ def children(process: subprocess.Popen[bytes]) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
-@pytest.mark.parametrize("what", ["Ctrl-C", "a worker is killed", "the parent is killed"])
+@pytest.mark.parametrize("what", ["Ctrl-C at the start", "Ctrl-C", "a worker is killed", "the parent is killed"])
 def test_worker_processes_end_with_the_command(what, whole, tmp_path):
     (tmp_path / "texts.txt").write_text("good film\n" * 1_000_000)
     arguments = ["predict", whole, "texts.txt", "--out", "answers.jsonl", "--workers", 2]
     process = start(tmp_path, *arguments, start_new_session=True)
-    until(lambda: any(path.stat().st_size for path in tmp_path.glob(".answers.jsonl.*")))
+    until(lambda: len(children(process)) == 2)
     workers = children(process)
-    assert len(workers) == 2
-    if what == "Ctrl-C":  # the terminal sends it to all of them
-        os.killpg(process.pid, signal.SIGINT)
-        done = finish(process)
-        assert (done.code, done.error) == (130, "interrupted")
-    elif what == "a worker is killed":
+    if what != "Ctrl-C at the start":
+        until(lambda: any(path.stat().st_size for path in tmp_path.glob(".answers.jsonl.*")))
+    if what == "a worker is killed":
         os.kill(workers[0], signal.SIGKILL)
         done = finish(process)
         assert (done.code, done.error.partition(",")[0]) == (1, "a worker process died")
-    else:
-        process.kill()
-        process.communicate()
-    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 10)
+    elif what == "the parent is killed":
+        with process:
+            process.kill()
+    else:  # the terminal sends it to all of them
+        os.killpg(process.pid, signal.SIGINT)
+        done = finish(process)
+        assert (done.code, done.err) == (130, "error: interrupted\n")
+    try:
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20)
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     assert not (tmp_path / "answers.jsonl").exists()
 
 
@@ -495,14 +502,18 @@ def test_overwrite_replaces_the_run_and_only_runs(whole, tiny, reviews, tmp_path
 
 def test_a_run_that_is_half_removed_is_not_finished_and_still_a_run(whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
-    (run / "predictions").chmod(0o555)
+    for i in range(29):  # wherever removing begins, it cannot go on
+        (run / f"locked{i}").mkdir()
+        (run / f"locked{i}" / "file").touch()
+        (run / f"locked{i}").chmod(0o555)
     script = f"from bert_miniatures.files import RunFolder; RunFolder.create({str(run)!r}, overwrite=True)"
     code = "import ctypes, struct; ctypes.CDLL(None).capset(struct.pack('2I', 0x20080522, 0), bytes(24))\n" + script
     process = start(tmp_path, code=code)
     assert finish(process).code != 0
     assert not RunFolder(run).is_finished()
     assert RunFolder(run).is_run()
-    (run / "predictions").chmod(0o755)
+    for path in run.glob("locked*"):
+        path.chmod(0o755)
     RunFolder.create(run, overwrite=True)
     assert os.listdir(run) == []
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import get_context, parent_process
@@ -191,7 +192,8 @@ def _in_processes(folder: str, chunks: Iterable[Rows], workers: int, counts: Cou
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     try:
         for texts, pairs in chunks:
-            waiting.append(pool.submit(_answer, folder, texts, pairs))
+            with _ctrl_c_waits():
+                waiting.append(pool.submit(_answer, folder, texts, pairs))
             if len(waiting) > 2 * workers:  # so that a fast reader does not fill the memory
                 yield first()
         while waiting:
@@ -200,6 +202,19 @@ def _in_processes(folder: str, chunks: Iterable[Rows], workers: int, counts: Cou
         raise WorkFailed("a worker process died, most likely for want of memory; fewer --workers need less") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ctrl_c_waits() -> Iterator[None]:
+    """Hold Ctrl-C back while a process is started: a child inherits that it does not hear it, from its first moment."""
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: Predictor | None = None
