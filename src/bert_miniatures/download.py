@@ -4,24 +4,22 @@ The Hub's files stay in the Hub's own cache, and every `HF_*` variable means wha
 Google's archives go to our cache. Where the network may not be used no socket is opened.
 """
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from bert_miniatures.archive import find_model
 from bert_miniatures.errors import CheckpointError, DownloadFailed, MissingExtra, Offline
 from bert_miniatures.files import cache_folder, disk_full_is_an_error, is_offline, read_json
-from bert_miniatures.transfer import Unreachable, download, say
+from bert_miniatures.hub import LIBRARY, TIMEOUT, hub_errors, hub_folder, snapshots
+from bert_miniatures.transfer import download, say
 from bert_miniatures.zoo import Miniature
 
 __all__ = ["Source", "fetch", "forget", "google_url", "held", "hub_snapshot"]
 
 Source = Literal["hub", "google"]
 
-_TIMEOUT = 30.0  # seconds
 _CONFIG, _VOCABULARY = "config.json", "vocab.txt"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")  # where they are there
@@ -94,19 +92,9 @@ def _archive_file(model: Miniature) -> Path:
     return cache_folder() / "downloads" / f"{model.official}.zip"
 
 
-def _hub_folder(model: Miniature) -> Path:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE) / f"models--{model.hub.replace('/', '--')}"
-
-
 def hub_snapshot(model: Miniature) -> Path | None:
     """Return the complete snapshot of the model in the Hub's cache, without the network, or None."""
-    folder = _hub_folder(model)
-    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    with contextlib.suppress(OSError):  # the snapshot that `main` names goes first
-        snapshots.insert(0, folder / "snapshots" / (folder / "refs" / "main").read_text().strip())
-    return next((path for path in snapshots if not _lacks(path)), None)
+    return next((path for path in snapshots(hub_folder(model.hub)) if not _lacks(path)), None)
 
 
 def _lacks(snapshot: Path) -> list[str]:
@@ -119,9 +107,9 @@ def _not_here(model: Miniature) -> Offline:
     from huggingface_hub import constants
 
     looked = [f"{cache_folder() / 'models' / model.official}: not there", f"{_archive_file(model)}: not there"]
-    snapshots = list((_hub_folder(model) / "snapshots").glob("*"))
-    looked += [f"{path}: without {' and '.join(_lacks(path))}" for path in snapshots if _lacks(path)]
-    looked += [] if snapshots else [f"{_hub_folder(model)}: not there"]
+    there = list((hub_folder(model.hub) / "snapshots").glob("*"))
+    looked += [f"{path}: without {' and '.join(_lacks(path))}" for path in there if _lacks(path)]
+    looked += [] if there else [f"{hub_folder(model.hub)}: not there"]
     places = "".join(f"\n  {place}" for place in looked)
     return Offline(
         f"{model.official} is not on this machine, and --offline or HF_HUB_OFFLINE forbids to fetch it; looked in"
@@ -143,12 +131,14 @@ def _from_hub(model: Miniature, offline: bool) -> Path:
     from huggingface_hub import constants
 
     say(f"fetching {model.hub} from {constants.ENDPOINT}")
-    with disk_full_is_an_error(_hub_folder(model)), _hub_errors(model):
+    address = f"{constants.ENDPOINT}/{model.hub}"
+    errors = hub_errors(address, lambda: _not_here(model), "--from google asks nobody")
+    with disk_full_is_an_error(hub_folder(model.hub)), errors:
         for _ in range(2):  # twice where the repository changes between two files
             folders = {Path(_hub_file(model, name)).parent for name in _hub_files(model)}
             if len(folders) == 1:
                 return folders.pop()
-    raise DownloadFailed(f"{constants.ENDPOINT}/{model.hub}: changes while it is read; try again")
+    raise DownloadFailed(f"{address}: changes while it is read; try again")
 
 
 def _hub_files(model: Miniature) -> list[str]:
@@ -157,7 +147,7 @@ def _hub_files(model: Miniature) -> list[str]:
 
     from huggingface_hub import HfApi, constants
 
-    info = HfApi(library_name="bert-miniatures").model_info(model.hub, timeout=_TIMEOUT)
+    info = HfApi(library_name=LIBRARY).model_info(model.hub, timeout=TIMEOUT)
     there = {file.rfilename for file in info.siblings or []}
     weights = next((name for name in _WEIGHTS if name in there), "weights")
     lacks = [name for name in (_CONFIG, _VOCABULARY, weights) if name not in there]
@@ -171,38 +161,7 @@ def _hub_files(model: Miniature) -> list[str]:
 def _hub_file(model: Miniature, name: str) -> str:
     from huggingface_hub import hf_hub_download
 
-    return hf_hub_download(model.hub, name, library_name="bert-miniatures")
-
-
-@contextlib.contextmanager
-def _hub_errors(model: Miniature) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence with the address."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    address = f"{constants.ENDPOINT}/{model.hub}"
-    transport: Any = HfHubHTTPError.__bases__[0]  # HTTPError of the HTTP library that this huggingface_hub uses
-    try:
-        yield
-    except OfflineModeIsEnabled:
-        raise _not_here(model) from None
-    except LocalEntryNotFoundError as error:
-        raise Unreachable(f"{address}: {_short(error.__cause__ or error)}") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        kind = Unreachable if status >= 500 or status == 429 else DownloadFailed
-        hint = "; HF_TOKEN and HF_ENDPOINT decide what is seen there; --from google asks nobody" * (status < 429)
-        raise kind(f"{address}: HTTP {status}{hint}") from error
-    except (transport, ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: hf_xet, ValueError: no JSON
-        raise Unreachable(f"{address}: {_short(error)}") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise DownloadFailed(f"{address}: {_short(error)}") from error
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return hf_hub_download(model.hub, name, library_name=LIBRARY)
 
 
 # ------------------------------------------------------------------------------------------------ Google

@@ -1,13 +1,14 @@
 """Official GLUE folders: find the file, split it at tabs, nothing else. There is no quoting in these files at all."""
 
 from pathlib import Path
+from typing import NoReturn
 
 from bert_miniatures.data.labels import RawRows
 from bert_miniatures.data.lines import read_text, reading
 from bert_miniatures.data.tasks import SplitFile, Task, fold
 from bert_miniatures.errors import DataError, nearest
 
-__all__ = ["glue_file", "glue_rows"]
+__all__ = ["glue_file", "glue_rows", "task_folder"]
 
 
 def glue_file(task: Task, glue: Path, split: str) -> Path:
@@ -25,7 +26,7 @@ def glue_file(task: Task, glue: Path, split: str) -> Path:
     name = task.splits[task.split_named(split)].file
     glue = Path(glue)
     with reading(glue):
-        folder = glue / task.folder if (glue / task.folder).is_dir() else _folder_in_other_spelling(task, glue)
+        folder = task_folder(task, glue) or _no_folder(task, glue)
         path = folder / name
         if not path.is_file():
             there = sorted(entry.name for entry in folder.iterdir())
@@ -33,19 +34,29 @@ def glue_file(task: Task, glue: Path, split: str) -> Path:
     return path
 
 
-def _folder_in_other_spelling(task: Task, glue: Path) -> Path:
+def task_folder(task: Task, glue: Path) -> Path | None:
+    """Return the task's folder in any spelling, or None where there is none."""
+    if (glue / task.folder).is_dir():
+        return glue / task.folder
+    wanted = _spellings(task)
+    folders = sorted(entry for entry in glue.iterdir() if entry.is_dir()) if glue.is_dir() else []
+    return next((folder for folder in folders if fold(folder.name) in wanted), None)
+
+
+def _spellings(task: Task) -> set[str]:
+    return {fold(name) for name in (task.folder, task.name, *task.aliases)}
+
+
+def _no_folder(task: Task, glue: Path) -> NoReturn:
     if not glue.is_dir():
         parent = next((parent for parent in glue.absolute().parents if parent.is_dir()), Path("/"))
         guess = nearest(glue.name, (entry.name for entry in parent.iterdir() if entry.is_dir()))
         tail = f"; did you mean {parent / guess}?" if guess else ""
         raise DataError(f"{glue}: no such folder; {parent} is the nearest that exists{tail}")
-    wanted = {fold(name) for name in (task.folder, task.name, *task.aliases)}
-    folders = sorted(entry for entry in glue.iterdir() if entry.is_dir())
-    for folder in folders:
-        if fold(folder.name) in wanted:
-            return folder
-    listed = ", ".join(folder.name for folder in folders[:12]) or "no folders"
-    hint = f"; give the folder above it: {glue.absolute().parent}" if fold(glue.absolute().name) in wanted else ""
+    folders = sorted(entry.name for entry in glue.iterdir() if entry.is_dir())
+    listed = ", ".join(folders[:12]) or "no folders"
+    inside = fold(glue.absolute().name) in _spellings(task)
+    hint = f"; give the folder above it: {glue.absolute().parent}" if inside else ""
     raise DataError(f"{glue / task.folder}: no such folder; {glue} has {listed}{hint}")
 
 

@@ -1,22 +1,23 @@
 """Answer the GLUE test sets with the chosen runs; what was answered once is read again."""
 
+import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from bert_miniatures import predictions
-from bert_miniatures.config import DataConfig, read_toml
+from bert_miniatures.config import read_toml
 from bert_miniatures.data.examples import Examples, read_glue
+from bert_miniatures.data.glue_find import find_glue
 from bert_miniatures.data.labels import label_map
-from bert_miniatures.data.tasks import Submission, Task
-from bert_miniatures.errors import CheckpointError, DataError
+from bert_miniatures.data.tasks import TASKS, Submission, Task
+from bert_miniatures.errors import CheckpointError, DataError, DownloadFailed, Offline
 from bert_miniatures.files import RunFolder, sha256_of
 from bert_miniatures.predict import Predictor
 from bert_miniatures.predictions import Predictions
-from bert_miniatures.recipes.loading import glue_folder
 from bert_miniatures.submission import FILES, missing_sentence
 from bert_miniatures.watch import Watch
 
@@ -37,7 +38,7 @@ class _Job:
 
 
 def answer_tests(
-    runs: Mapping[str, Path], glue: Path, watch: Watch | None = None, *, allow_missing: bool = False
+    runs: Mapping[str, Path], glue: Path | None, watch: Watch | None = None, *, allow_missing: bool = False
 ) -> dict[str, Predictions]:
     """Answer the official test rows of every task that has a run.
 
@@ -46,7 +47,7 @@ def answer_tests(
 
     Args:
         runs: task name -> the finished run that answers it; the MNLI run answers AX too.
-        glue: the folder with GLUE in the official layout.
+        glue: the folder with GLUE in the official layout; None looks for each task, as training does.
         watch: hears which files are missing, and how far the work is.
         allow_missing: go on where a run, a test file or a part of its rows is missing.
 
@@ -65,8 +66,16 @@ def answer_tests(
     watch = watch or Watch()
     jobs: list[_Job] = []
     missing: dict[str, str] = {}
+
+    @functools.cache
+    def find(name: str) -> Path | str:
+        try:
+            return find_glue(TASKS[name], glue, watch)
+        except (DataError, DownloadFailed, Offline) as error:
+            return str(error)
+
     for file, (task, row) in FILES.items():
-        found = _job(file, task, row, runs, Path(glue))
+        found = _job(file, task, row, runs, find)
         if isinstance(found, str):
             missing[file] = found
         else:
@@ -78,7 +87,9 @@ def answer_tests(
     return {job.file: _answered(job, watch) for job in jobs}
 
 
-def _job(file: str, task: Task, row: Submission, runs: Mapping[str, Path], glue: Path) -> _Job | str:
+def _job(
+    file: str, task: Task, row: Submission, runs: Mapping[str, Path], find: Callable[[str], Path | str]
+) -> _Job | str:
     """Return what is to be done for one file, or why it cannot be done."""
     source = task.predicted_by or task.name
     if source not in runs:
@@ -86,6 +97,9 @@ def _job(file: str, task: Task, row: Submission, runs: Mapping[str, Path], glue:
     run = RunFolder(runs[source])
     if not (run.model / "config.json").is_file():
         return f"{run.path} keeps no model"
+    glue = find(task.name)
+    if isinstance(glue, str):
+        return glue
     try:
         examples = read_glue(task, glue, row.split)
     except DataError as error:
@@ -133,19 +147,17 @@ def _logits(job: _Job, watch: Watch) -> np.ndarray:
     return logits if order is None else logits[:, order]
 
 
-def test_folder(glue: Path | None, runs: Mapping[str, Path]) -> Path:
-    """Return the folder with GLUE's test files: the one given, that of the first run that names one, or the default.
+def test_folder(glue: Path | None, runs: Mapping[str, Path]) -> Path | None:
+    """Return the folder with GLUE's test files: the one given, or that of the first run that names one.
 
-    Raises:
-        ConfigError: there is none.
+    None says that there is neither, and each task is to be looked for.
     """
     for run in runs.values() if glue is None else ():
         config = RunFolder(run).config
         said = read_toml(config).get("data", {}).get("glue") if config.is_file() else None
         if said and Path(said).is_dir():
-            glue = Path(said)
-            break
-    return glue_folder(DataConfig(glue=glue))
+            return Path(said)
+    return glue
 
 
 def fingerprint(model: Path) -> str:

@@ -1,9 +1,7 @@
 """What a run needs before its first update: task, examples, encoded data sets, the model."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -11,16 +9,16 @@ from bert_miniatures.checkpoint import Labels, ModelFolder, read_folder
 from bert_miniatures.config import DataConfig, FinetuneConfig
 from bert_miniatures.data.batches import Dataset, encode
 from bert_miniatures.data.examples import Examples, own_task, read_file, read_glue
+from bert_miniatures.data.glue_find import find_glue
 from bert_miniatures.data.labels import label_map
 from bert_miniatures.data.tasks import Task, task_named
 from bert_miniatures.errors import ConfigError, LabelError
-from bert_miniatures.files import cache_folder
 from bert_miniatures.models import resolve
 from bert_miniatures.names import Weights
 from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.watch import Watch
 
-__all__ = ["Inputs", "encoded", "glue_folder", "load_inputs", "load_splits", "starting_point", "task_of"]
+__all__ = ["Inputs", "encoded", "load_inputs", "load_splits", "starting_point", "task_of"]
 
 HOLD_OUT_SEED = 20_190_823  # who is held out never depends on the run's seed, so that seeds can be compared
 
@@ -74,33 +72,17 @@ def task_of(config: DataConfig) -> Task:
     return own_task(config.train, text=config.text, pair=config.pair, label=config.label, kind=config.kind)
 
 
-def glue_folder(config: DataConfig) -> Path:
-    """Return the folder with GLUE: the one given, `$GLUE_DIR`, or the one in the cache.
-
-    Raises:
-        ConfigError: none of them is there.
-    """
-    places = [config.glue, os.environ.get("GLUE_DIR"), cache_folder() / "glue"]
-    found = next((Path(place) for place in places if place and (place is config.glue or Path(place).is_dir())), None)
-    if found is None:
-        raise ConfigError(
-            f"no GLUE folder: give --glue DIR or set GLUE_DIR (looked in {cache_folder() / 'glue'} too); "
-            "docs/data.md says where GLUE is published and how the folder is laid out"
-        )
-    return found
-
-
 def load_splits(task: Task, config: DataConfig, watch: Watch, only: str | None = None) -> dict[str, Examples]:
     """Read train and the labelled dev splits, or only the split that is named."""
-    found = _glue_splits(task, config, only) if config.task else _own_splits(task, config, watch, only)
+    found = _glue_splits(task, config, watch, only) if config.task else _own_splits(task, config, watch, only)
     for examples in found.values():
         for text in examples.warnings:
             watch.warn(text)
     return found
 
 
-def _glue_splits(task: Task, config: DataConfig, only: str | None) -> dict[str, Examples]:
-    folder = glue_folder(config)
+def _glue_splits(task: Task, config: DataConfig, watch: Watch, only: str | None) -> dict[str, Examples]:
+    folder = find_glue(task, config.glue, watch)
     main = task.main_split.get("dev", "dev")
     wanted = [only] if only else ["train", main, *(s for s in task.splits if s.startswith("dev") and s != main)]
     limits = {"train": config.train_rows}

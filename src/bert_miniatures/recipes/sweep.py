@@ -109,7 +109,7 @@ def run_sweep(
         raise ConfigError(f"unknown engine '{engine}'; it is one of {', '.join(ENGINES)}")
     if importlib.util.find_spec("torch") is None:
         raise MissingExtra("sweeping", "train")
-    sizes, data = check_models(cells.values()), check_data(cells.values())
+    sizes, data = check_models(cells.values()), check_data(cells.values(), watch)
     if engine == "ray" and not dry_run:
         from bert_miniatures.recipes.ray_engine import connect
 

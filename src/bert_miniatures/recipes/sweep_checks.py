@@ -1,15 +1,15 @@
 """What is checked before a sweep begins: that models and data are there, and how many workers the memory bears."""
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bert_miniatures.config import DataConfig, FinetuneConfig, ModelConfig
 from bert_miniatures.data.examples import own_task
 from bert_miniatures.data.glue import glue_file
+from bert_miniatures.data.glue_find import find_glue
 from bert_miniatures.data.tasks import task_named
 from bert_miniatures.errors import DataError
-from bert_miniatures.files import cache_folder, read_json
+from bert_miniatures.files import read_json
 from bert_miniatures.machine import cores
 from bert_miniatures.memory import available, run_bytes
 from bert_miniatures.models import resolve
@@ -34,25 +34,27 @@ def check_models(cells: Iterable[FinetuneConfig]) -> dict[str, ModelConfig]:
     return found
 
 
-def check_data(cells: Iterable[FinetuneConfig]) -> dict[DataConfig, int]:
-    """Find the files of each data set; return data -> bytes.
+def check_data(cells: Iterable[FinetuneConfig], watch: Watch) -> dict[DataConfig, int]:
+    """Find the files of each data set, fetched where they must be, before several workers would; return data -> bytes.
 
     Raises:
         DataError: a file is missing; of GLUE, every task of the plan is looked for before the first one is begun.
         UserError: the columns of an own file cannot be told.
+        Offline, DownloadFailed: a GLUE task is not on this machine and cannot be fetched.
     """
-    return {data: sum(file.stat().st_size for file in _files(data)) for data in {config.data: 0 for config in cells}}
+    sets = dict.fromkeys(config.data for config in cells)
+    return {data: sum(file.stat().st_size for file in _files(data, watch)) for data in sets}
 
 
-def _files(data: DataConfig) -> list[Path]:
+def _files(data: DataConfig, watch: Watch) -> list[Path]:
     if data.train is not None:
         own_task(data.train, text=data.text, pair=data.pair, label=data.label, kind=data.kind)
         if data.dev is not None and not data.dev.is_file():
             raise DataError(f"{data.dev}: no such file")
         return [path for path in (data.train, data.dev) if path is not None]
     task = task_named(data.task or "")
-    folder = data.glue or os.environ.get("GLUE_DIR") or cache_folder() / "glue"
-    return [glue_file(task, Path(folder), split) for split in task.splits if split.startswith(("train", "dev"))]
+    folder = find_glue(task, data.glue, watch)
+    return [glue_file(task, folder, split) for split in task.splits if split.startswith(("train", "dev"))]
 
 
 def workers_that_fit(
