@@ -16,9 +16,10 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 LAYERS = [
     {"errors"},
     {"files", "zoo", "machine", "watch", "pool"},
-    {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "data.lines", "data.tasks"},
+    {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "data.lines", "data.sentences",
+     "data.tasks"},
     {"tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "plan", "memory",
-     "data.columns", "data.glue_parquet", "data.labels", "data.tables"},
+     "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables"},
     {"checkpoint", "choice", "download", "submission", "budget", "keeping", "data.glue", "data.glue_hub",
      "data.stream"},
     {"card", "models", "table", "eta", "forecast", "sweep_folder", "data.examples", "data.glue_find"},
