@@ -38,7 +38,7 @@ class Server:
     Attributes:
         files: path -> bytes.
         asked: the requests so far.
-        statuses: answers to the next requests, one each, in place of the file: 503, 404, ...
+        statuses: answers to the next requests, one each, in place of the file: 503, 404, ...; None lets one through.
         cuts: bytes after which the connection of the next answers breaks, one each; None lets one through.
         ranges: whether `Range` is honoured.
         etag: path -> ETag; by default made from the bytes. "" sends none.
@@ -53,7 +53,7 @@ class Server:
     def __init__(self, files: dict[str, bytes] | None = None) -> None:
         self.files = dict(files or {})
         self.asked: list[Asked] = []
-        self.statuses: list[int] = []
+        self.statuses: list[int | None] = []
         self.cuts: list[int | None] = []
         self.ranges, self.length = True, True
         self.etag: dict[str, str] = {}
@@ -93,9 +93,10 @@ class Server:
         path = unquote(urlsplit(request.path).path)
         self.asked.append(Asked(request.command, path, {key.lower(): value for key, value in request.headers.items()}))
         time.sleep(self.delay)
-        if self.statuses:
+        status = self.statuses.pop(0) if self.statuses else None
+        if status is not None:
             headers = {"Retry-After": self.retry_after} if self.retry_after else {}
-            return reply(request, self.statuses.pop(0), b"not now", headers)
+            return reply(request, status, b"not now", headers)
         self.answer(request, path)
 
     def answer(self, request: BaseHTTPRequestHandler, path: str) -> None:
@@ -162,7 +163,7 @@ def goog_hash(data: bytes) -> str:
 
 @dataclass
 class Repository:
-    """A model repository of the Hub."""
+    """A repository of the Hub."""
 
     files: dict[str, bytes]
     commit: str = field(default="c0ffee" * 6 + "beef")
@@ -171,10 +172,12 @@ class Repository:
 class Hub(Server):
     """The part of the Hub's protocol that a download uses.
 
-    `GET /api/models/REPO` lists files; `HEAD|GET /REPO/resolve/REVISION/FILE` gives ETag and X-Repo-Commit. Weights are
-    large files: the answer is a redirect to another server with X-Linked-Etag and X-Linked-Size, as the real one's.
+    `GET /api/models/REPO` lists files; `HEAD|GET /REPO/resolve/REVISION/FILE` gives ETag and X-Repo-Commit. A data set is
+    at `/api/datasets/REPO` and `/datasets/REPO/resolve/...`. Weights and Parquet are large files: the answer is a
+    redirect to another server with X-Linked-Etag and X-Linked-Size, as the real one's.
 
     Attributes:
+        repositories: name -> repository; a data set's name begins with `datasets/`.
         large: the server that large files are on.
         token: where given, requests without it are answered 401.
     """
@@ -184,15 +187,16 @@ class Hub(Server):
         self.repositories, self.large, self.token = repositories, large, token
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
-        if request.path.startswith("/api/") and not request.path.startswith("/api/models/"):
+        if request.path.startswith("/api/") and not request.path.startswith(("/api/models/", "/api/datasets/")):
             return reply(request, 404, b"{}")  # the library asks for more than a download needs
         super().serve(request)
 
     def answer(self, request: BaseHTTPRequestHandler, path: str) -> None:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return reply(request, 401, b"{}", {"X-Error-Message": "Invalid username or password."})
-        if path.startswith("/api/models/"):
-            return self.list(request, path.removeprefix("/api/models/").split("/revision/")[0])
+        if path.startswith("/api/"):
+            name = path.removeprefix("/api/").removeprefix("models/").split("/revision/")[0]
+            return self.list(request, name)
         name, _, rest = path.lstrip("/").partition("/resolve/")
         file = rest.partition("/")[2]
         repository = self.repositories.get(name)
@@ -202,7 +206,7 @@ class Hub(Server):
         if file not in repository.files:
             return reply(request, 404, b"", headers | {"X-Error-Code": "EntryNotFound"})
         data = repository.files[file]
-        if self.large is not None and file.endswith((".bin", ".safetensors")):
+        if self.large is not None and file.endswith((".bin", ".safetensors", ".parquet")):
             digest = hashlib.sha256(data).hexdigest()
             self.large.files[f"/{digest}"] = data
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
@@ -214,6 +218,7 @@ class Hub(Server):
         if repository is None:
             return reply(request, 404, b"{}", {"X-Error-Code": "RepoNotFound"})
         listed = [{"rfilename": file} for file in repository.files]
+        name = name.removeprefix("datasets/")
         document = {"_id": "0", "id": name, "modelId": name, "sha": repository.commit, "siblings": listed}
         reply(request, 200, json.dumps(document).encode(), {"Content-Type": "application/json"})
 
@@ -233,6 +238,8 @@ def make_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_DEFL
     return path
 
 
+DROPPED = ("HF_", "MINIATURES_", "TRANSFORMERS_", "GLUE_")  # of the environment
+
 # Raises at the first socket, address look-up included, whoever opens it.
 GUARD = """
 import sys
@@ -251,9 +258,7 @@ def python(
     Args:
         limit: bytes that a file may have; writing more fails as on a full disk.
     """
-    kept = {
-        key: value for key, value in os.environ.items() if not key.startswith(("HF_", "MINIATURES_", "TRANSFORMERS_"))
-    }
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(DROPPED)}
     source = str(Path(__file__).parents[1] / "src")
     places = {"MINIATURES_HOME": str(home / "ours"), "HF_HOME": str(home / "hf"), "PYTHONPATH": source}
     nobody = {"HF_ENDPOINT": "http://127.0.0.1:9", "MINIATURES_GOOGLE_URL": "http://127.0.0.1:9", "NO_PROXY": "*"}

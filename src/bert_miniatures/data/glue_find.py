@@ -38,9 +38,7 @@ def find_glue(task: Task, glue: Path | None, watch: Watch) -> Path:
     named = os.environ.get("GLUE_DIR")
     if named:
         if not Path(named).is_dir():
-            raise ConfigError(
-                f"GLUE_DIR is '{named}', and there is no such folder; set it right, unset it, or --glue DIR"
-            )
+            raise ConfigError(f"$GLUE_DIR is {named}, and there is no such folder; set it right, or unset it")
         watch.note(f"{task.title} is read from $GLUE_DIR, {named}")
         return Path(named)
     cache = cache_folder() / "glue"

@@ -58,19 +58,14 @@ def fetch_task(task: Task, target: Path) -> None:
             return
         for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        version = _held(task)
-        if version is None:
-            with _errors(task, target):
-                version = _published(task)
-                for name in version.files():
-                    _download(version, name)
+        version = _held(task) or _fetched(task, target)
         try:
             _write(task, version, target)
         except Damaged as error:
             if is_offline():
                 raise DataError(f"{error}; remove it, and it is fetched again where there is a network") from None
             say(f"{error}; fetching it again")
-            _repair(task, version, error.path, target)
+            _repair(task, error.path, target)
 
 
 def origin(folder: Path) -> tuple[str, int]:
@@ -140,8 +135,18 @@ def _download(version: _Version, name: str, *, again: bool = False) -> None:
     )
 
 
-def _repair(task: Task, version: _Version, damaged: Path, target: Path) -> None:
+def _fetched(task: Task, target: Path) -> _Version:
+    """Fetch what the Hub's cache lacks of the published version."""
+    with _errors(task, target):
+        version = _published(task)
+        for name in version.files():
+            _download(version, name)
+    return version
+
+
+def _repair(task: Task, damaged: Path, target: Path) -> None:
     """Fetch the files again that are not what the Hub said they are, and write once more."""
+    version = _fetched(task, target)
     with _errors(task, target):
         for name in version.files():
             if _path(version, name) == damaged or not _is_intact(_path(version, name)):
