@@ -49,16 +49,22 @@ def fetch_task(task: Task, target: Path) -> None:
     Raises:
         Offline: the files are not on this machine and the network is forbidden.
         Unreachable: the Hub does not answer.
-        DownloadFailed: the Hub refuses, or what it has is damaged or not GLUE.
-        DataError: what the Hub's cache has is damaged, and the network is forbidden.
+        DownloadFailed: the Hub refuses, or what it has is damaged.
+        DataError: the files are not those of the task; or the Hub's cache is damaged, and the network is forbidden.
         DiskFull: no space left.
     """
+    version = _held(task)
+    if version is None and is_offline():
+        raise _offline(task, target)
     with locked(target):
         if target.is_dir():  # another process was faster
             return
         for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        version = _held(task) or _fetched(task, target)
+        if version is None:
+            version = _fetched(task, target)
+        else:
+            say(f"{task.title} is in the Hub's cache, {hub_folder(REPOSITORY, 'dataset')}")
         try:
             _write(task, version, target)
         except Damaged as error:
@@ -92,7 +98,6 @@ def _held(task: Task) -> _Version | None:
         there = [path for path in snapshot.glob(f"{task.name}/*.parquet") if path.is_file()]
         names, lacks = _choose(task, [path.relative_to(snapshot).as_posix() for path in there])
         if not lacks:
-            say(f"{task.title} is in the Hub's cache, {snapshot}")
             return _Version(snapshot.name, names)
     return None
 
@@ -191,17 +196,16 @@ def _address() -> str:
 @contextmanager
 def _errors(task: Task, target: Path) -> Iterator[None]:
     """Say beside what went wrong what else can be done."""
-
-    def forbidden() -> Offline:
-        return Offline(_missing(task, target, "--offline or HF_HUB_OFFLINE forbids to fetch it"))
-
-    if is_offline():
-        raise forbidden()
+    errors = hub_errors(_address(), lambda: _offline(task, target))
     try:
-        with disk_full_is_an_error(hub_folder(REPOSITORY, "dataset")), hub_errors(_address(), forbidden):
+        with disk_full_is_an_error(hub_folder(REPOSITORY, "dataset")), errors:
             yield
     except DownloadFailed as error:
         raise type(error)(_missing(task, target, f"it could not be fetched ({error})")) from error
+
+
+def _offline(task: Task, target: Path) -> Offline:
+    return Offline(_missing(task, target, "--offline or HF_HUB_OFFLINE forbids to fetch it"))
 
 
 def _missing(task: Task, target: Path, reason: str) -> str:
