@@ -12,7 +12,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="the run folder")],
     model: Annotated[str | None, typer.Option(help="nickname, size, official name or folder")] = None,
     task: Annotated[str | None, typer.Option(help="cola sst2 mrpc stsb qqp mnli qnli rte wnli")] = None,
-    glue: Annotated[Path | None, typer.Option(help="GLUE in the official layout; default $GLUE_DIR")] = None,
+    glue: Annotated[Path | None, typer.Option(help="folder with GLUE [$GLUE_DIR, the cache, the Hub]")] = None,
     train: Annotated[Path | None, typer.Option(help=Files)] = None,
     dev: Annotated[Path | None, typer.Option(help=Files)] = None,
     text: Annotated[str | None, typer.Option(help="column of the text")] = None,

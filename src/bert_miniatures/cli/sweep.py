@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Files = "an own file: .csv .tsv .jsonl .parquet"
 Model = Annotated[list[str] | None, typer.Option(help="nickname, size, official name or folder; may be repeated")]
 Out = Annotated[Path, typer.Option(help="the sweep's folder; a second call does what is missing")]
-Glue = Annotated[Path | None, typer.Option(help="GLUE in the official layout [$GLUE_DIR, the cache, the Hub]")]
+Glue = Annotated[Path | None, typer.Option(help="folder with GLUE [$GLUE_DIR, the cache, the Hub]")]
 Grid = Annotated[str, typer.Option(help="published, or a TOML file with [grid] and other settings")]
 Seeds = Annotated[int | None, typer.Option(help="seeds of each cell [1]")]
 Workers = Annotated[int | None, typer.Option(help="processes [a core each, fewer where memory is short]", min=1)]
