@@ -20,7 +20,7 @@ LAYERS = [
      "data.tasks"},
     {"tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "plan", "memory",
      "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables"},
-    {"checkpoint", "choice", "download", "submission", "budget", "keeping", "data.glue", "data.glue_hub",
+    {"checkpoint", "choice", "pieces", "download", "submission", "budget", "keeping", "data.glue", "data.glue_hub",
      "data.stream"},
     {"card", "models", "table", "eta", "forecast", "sweep_folder", "data.examples", "data.glue_find"},
     {"predict"},

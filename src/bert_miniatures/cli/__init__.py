@@ -28,6 +28,7 @@ COMMANDS: dict[str, str] = {
     "fetch": "fetch",
     "convert": "fetch",
     "tokenize": "tokenize",
+    "vocab": "vocab",
     "finetune": "finetune",
     "evaluate": "evaluate",
     "predict": "predict",
