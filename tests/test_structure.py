@@ -25,10 +25,10 @@ LAYERS = [
     {"card", "models", "table", "eta", "forecast", "sweep_folder", "data.examples", "data.glue_find"},
     {"predict"},
     # ------------------------------------------------------------------------------ torch starts here
-    {"noise", "optim", "state", "data.batches"},
+    {"noise", "optim", "state", "distributed", "data.batches"},
     {"model"},
     {"objectives", "load", "evaluate"},
-    {"train", "predict_torch", "recipes.loading"},
+    {"train", "predict_torch", "recipes.loading", "recipes.method"},
     {"recipes.finetune", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},
     {"recipes.scoring", "recipes.worker", "recipes.schedule"},
     {"recipes.ray_engine"},

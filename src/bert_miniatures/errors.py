@@ -13,7 +13,8 @@
     └── WorkFailed                   1    work-failed       the input was right, the work failed
         ├── DownloadFailed           1    download          network fault, or the bytes do not match their checksum
         ├── DiskFull                 1    disk-full         no space left; what was whole before is still whole
-        └── Diverged                 1    diverged          loss or scores became NaN or infinite
+        ├── Diverged                 1    diverged          loss or scores became NaN or infinite
+        └── ProcessLost              1    process-lost      another process that shares the work ended
 
 Ctrl-C is `KeyboardInterrupt` and exits 130.
 """
@@ -33,6 +34,7 @@ __all__ = [
     "MissingExtra",
     "Offline",
     "OutputExists",
+    "ProcessLost",
     "UnknownName",
     "UserError",
     "WorkFailed",
@@ -146,6 +148,12 @@ class Diverged(WorkFailed):
     """The loss or a score became NaN or infinite."""
 
     code = "diverged"
+
+
+class ProcessLost(WorkFailed):
+    """Another process that shares the work ended before the work was done."""
+
+    code = "process-lost"
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -1,10 +1,39 @@
-"""What this machine gives to a process: cores, the instruction sets, the device."""
+"""What this machine gives to a process: cores, and the other processes that share its work."""
 
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["cores"]
+__all__ = ["LINGERING", "Launch", "cores", "launch"]
+
+LINGERING = 1.0  # seconds that a process waits before it ends in silence, because another one says why
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a launcher such as torchrun started this process.
+
+    Attributes:
+        rank: its number among all processes, from 0.
+        world: how many there are.
+        local: how many of them are on this machine.
+        restarts: how often the launcher started all of them again.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local: int = 1
+    restarts: int = 0
+
+
+def launch() -> Launch:
+    """Read torchrun's environment; without RANK, or with a WORLD_SIZE of 1, this is one process alone."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    rank, world, local, restarts = (os.environ.get(name, "") for name in names)
+    if not rank.isdecimal() or not world.isdecimal() or int(world) <= 1:
+        return Launch()
+    return Launch(int(rank), int(world), int(local or world), int(restarts or 0))
 
 
 def cores() -> int:

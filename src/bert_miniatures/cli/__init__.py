@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,6 +20,7 @@ import typer
 
 from bert_miniatures.errors import MiniaturesError
 from bert_miniatures.files import DISK_FULL
+from bert_miniatures.machine import LINGERING, launch
 
 __all__ = ["main"]
 
@@ -56,7 +58,10 @@ def main() -> None:
         if debug:
             raise
         sentence, code = _told(error, arguments)
-        _note(f"error: {sentence}")
+        if launch().rank and _is_wrong_use(error):  # torchrun's processes all have the same command
+            time.sleep(LINGERING)
+        else:
+            _note(f"error: {sentence}")
     _leave(code)
 
 
@@ -77,7 +82,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted", 130
-    if hasattr(error, "format_message"):  # typer's own errors of wrong use have it
+    if isinstance(error, Exception) and hasattr(error, "format_message"):  # as `_is_wrong_use`
         return f"{error.format_message()} ({_help_of(arguments)})", 2
     first = next(iter(str(error).splitlines()), "")
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(first)):
@@ -86,6 +91,10 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
         full = error.errno in DISK_FULL
         return f"{error.filename or 'the output'}: {'no space left on the device' if full else error.strerror}", 1
     return f"{type(error).__name__}: {first} (this should not happen; --debug shows where)", 1
+
+
+def _is_wrong_use(error: BaseException) -> bool:
+    return hasattr(error, "format_message")  # typer's own errors have it
 
 
 _NO_MEMORY = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)  # torch's words

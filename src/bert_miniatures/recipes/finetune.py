@@ -6,7 +6,6 @@ Source: Devlin et al. 2019, section 4; the grid and the four epochs are those of
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,18 +17,26 @@ import torch
 from bert_miniatures import metrics, predictions
 from bert_miniatures.card import model_card, versions
 from bert_miniatures.checkpoint import Labels, ModelFolder, write_folder
-from bert_miniatures.config import FinetuneConfig, TrainConfig, read_toml, write_toml
-from bert_miniatures.data.batches import Batches, Dataset
-from bert_miniatures.data.tasks import Task
-from bert_miniatures.errors import ConfigError, DataError, Diverged
+from bert_miniatures.config import FinetuneConfig, read_toml, write_toml
+from bert_miniatures.data.batches import Batches
+from bert_miniatures.distributed import Team
+from bert_miniatures.errors import ConfigError, DataError, Diverged, ProcessLost
 from bert_miniatures.evaluate import finding, logits_of, predictions_of, prior_loss
 from bert_miniatures.files import RunFolder, read_json
-from bert_miniatures.machine import cores
-from bert_miniatures.model import Bert, build
+from bert_miniatures.model import Bert
 from bert_miniatures.names import Weights
-from bert_miniatures.objectives import Objective, classification, multilabel, regression
 from bert_miniatures.optim import decay_so_far
 from bert_miniatures.recipes.loading import Inputs, load_inputs, starting_point
+from bert_miniatures.recipes.method import (
+    fold,
+    labels_of,
+    model_of,
+    narrow,
+    nulls,
+    objective_of,
+    set_threads,
+    standard,
+)
 from bert_miniatures.state import Stop, load_state, save_state, stop_requests
 from bert_miniatures.train import Progress, TrainState, train
 from bert_miniatures.traps import order_warning
@@ -91,20 +98,41 @@ def run_finetune(
             `{"paused": update, "steps": all of them, "scores": {"dev": …}, "loss": …}` is returned. Resumed later, the
             run ends as if it had never paused.
         load: reads the inputs; several runs in one process may share them.
+
+    Where torch's process group is up, its processes share every batch, the first one alone writes, evaluates and
+    speaks, and all return the same.
     """
-    watch = watch or Watch()
-    run = RunFolder.create(out, resume=resume, overwrite=overwrite)
-    if resume and run.is_run():
-        _check_same_run(config, run)
-        if run.is_finished():
-            watch.note(f"{run.path} is finished already")
-            found: dict[str, Any] = read_json(run.result)
-            return found
-    inputs = load(config, watch)
+    team, run = Team(), RunFolder(out)
+    watch = (watch or Watch()) if team.first else Watch()
+    finished = _begun(config, run, watch, resume=resume, overwrite=overwrite) if team.first else None
+    finished = team.share(finished)
+    if finished is not None:
+        return dict(finished)
+    if config.train.batch_size < team.world:
+        raise ConfigError(f"batch size {config.train.batch_size} for {team.world} processes; each needs an example")
+    inputs = team.first_then_others(lambda: load(config, watch))
     if config.keep == "best" and "dev" not in inputs.splits:
         raise ConfigError("keep = best needs a dev set to choose by; give --dev, or --keep last")
-    write_toml(run.config, config)
-    return _Finetuning(config, run, inputs, watch).result(until)
+    data = {f"{name} data": examples.checksum for name, examples in inputs.splits.items()}
+    team.check_same(data | {"model": inputs.parent.fingerprint, "settings": config.train.model_dump(mode="json")})
+    if team.first:
+        write_toml(run.config, config)
+    return _Finetuning(config, run, inputs, watch, team).result(until)
+
+
+def _begun(
+    config: FinetuneConfig, run: RunFolder, watch: Watch, *, resume: bool, overwrite: bool
+) -> dict[str, Any] | None:
+    """Check the run folder; return the result of a run that is resumed and has one."""
+    RunFolder.create(run.path, resume=resume, overwrite=overwrite)
+    if not (resume and run.is_run()):
+        return None
+    _check_same_run(config, run)
+    if not run.is_finished():
+        return None
+    watch.note(f"{run.path} is finished already")
+    found: dict[str, Any] = read_json(run.result)
+    return found
 
 
 def _check_same_run(config: FinetuneConfig, run: RunFolder) -> None:
@@ -139,55 +167,73 @@ class _Window:
 class _Finetuning:
     """One run: what the steps below share."""
 
-    def __init__(self, config: FinetuneConfig, run: RunFolder, inputs: Inputs, watch: Watch) -> None:
-        self.config, self.run, self.inputs, self.watch = config, run, inputs, watch
+    def __init__(self, config: FinetuneConfig, run: RunFolder, inputs: Inputs, watch: Watch, team: Team) -> None:
+        self.config, self.run, self.inputs, self.watch, self.team = config, run, inputs, watch, team
         self.task, self.started = inputs.task, time.monotonic()
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0
         self.checksums = {name: examples.checksum for name, examples in inputs.splits.items()}
         set_threads(config.train)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.mean, self.deviation = _standard(self.task, inputs.data["train"], config.train)
+        self.mean, self.deviation = standard(self.task, inputs.data["train"], config.train)
         self.full, classes = starting_point(inputs.parent, self.task, watch)
-        self.used, self.data = _narrow(inputs.data, config.train)
-        self.model = _model(inputs.parent, self.full, self.used, classes, config.train).to(device)
+        self.used, self.data = narrow(inputs.data, config.train)
+        self.model = model_of(inputs.parent, self.full, self.used, classes, config.train).to(device)
         self.state = TrainState(self.model, config.train)
         self.batches = Batches(self.data["train"], config.train.batch_size, config.train.seed)
         self.steps = self.batches.per_epoch * config.train.epochs
-        self.objective = _objective(self.task, inputs.data["train"], config.train, self.mean, self.deviation)
+        self.objective = objective_of(self.task, inputs.data["train"], config.train, self.mean, self.deviation)
 
     # ------------------------------------------------------------------------------------------- the run
 
     def result(self, until: int | None = None) -> dict[str, Any]:
         self._restore()
+        if self.team.world > 1:
+            self.watch.note(f"{self.team.world} processes share each batch of {self.config.train.batch_size}")
         if until is None or self.state.step < until:
             with stop_requests() as stop:
+                self._train_and_save(stop, until)
+        document = None
+        if self.team.first:
+            document = self._paused() if self.state.step < self.steps else self._finish(*self._kept_weights())
+        return dict(self.team.share(document))
+
+    def _train_and_save(self, stop: Stop, until: int | None) -> None:
+        """Train; where another process is lost, save what all had."""
+        try:
+            with self.team.losses():
                 self._train(stop, until)
-        if self.state.step < self.steps:
-            return self._paused()
-        weights, step = self._kept_weights()
-        return self._finish(weights, step)
+        except ProcessLost:
+            if self.team.first:
+                self._save()
+            raise
 
     def _train(self, stop: Stop, until: int | None) -> None:
-        window, saved = _Window(), time.monotonic()
+        window, self.saved = _Window(), time.monotonic()
         for progress in train(self.state, self.objective, self.batches, self.config.train):
             window.add(progress)
-            due = progress.step % self.config.train.log_every == 0
             pause = until is not None and progress.step >= until
-            if due or progress.epoch_ended or pause or stop.asked:
-                self._record(progress, window)
-                window = _Window()
-                if progress.epoch_ended:
-                    self._epoch_ended(progress)
-                late = time.monotonic() - saved >= self.config.train.save_every
-                if stop.asked or progress.epoch_ended or pause or late:
-                    self._save()
-                    saved = time.monotonic()
-            if stop.asked:
+            if progress.step % self.config.train.log_every == 0 or progress.epoch_ended or pause:
+                window = self._mark(progress, window, save=progress.epoch_ended or pause)
+            if self.team.any(stop.asked):
+                self._mark(progress, window, save=True)
                 self.watch.note(f"stopped at step {progress.step} of {progress.steps}; --resume continues from here")
+                self.team.any(False)  # the others wait until it is saved
                 raise KeyboardInterrupt
             if pause:
                 return
+
+    def _mark(self, progress: Progress, window: _Window, *, save: bool) -> _Window:
+        """Record, evaluate and save in the first process; the others wait for it at the next meeting."""
+        if self.team.first:
+            if window.count:
+                self._record(progress, window)
+                if progress.epoch_ended:
+                    self._epoch_ended(progress)
+            if save or time.monotonic() - self.saved >= self.config.train.save_every:
+                self._save()
+                self.saved = time.monotonic()
+        return _Window()
 
     def _paused(self) -> dict[str, Any]:
         """Return what is known of a run that was asked to pause here; the loss is the mean of its last quarter."""
@@ -195,7 +241,7 @@ class _Finetuning:
         losses = [record["loss"] for record in records if "loss" in record and record["step"] > 0.75 * step]
         scores = next((record["scores"] for record in records if "scores" in record and record["step"] == step), None)
         if scores is None and "dev" in self.data:
-            scores = _nulls(self._scores("dev", self._logits(self.model, "dev")))
+            scores = nulls(self._scores("dev", self._logits(self.model, "dev")))
         loss = sum(losses) / len(losses) if losses else None
         return {"paused": step, "steps": self.steps, "loss": loss, "scores": {"dev": scores} if scores else {}}
 
@@ -213,7 +259,7 @@ class _Finetuning:
         if "dev" not in self.data:
             return
         scores = self._scores("dev", self._logits(self.model, "dev"))
-        self.run.log(step=progress.step, epoch=progress.epoch, split="dev", scores=_nulls(scores))
+        self.run.log(step=progress.step, epoch=progress.epoch, split="dev", scores=nulls(scores))
         shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.watch.note(f"epoch {progress.epoch}: dev {shown}")
         first = scores[self.task.metrics[0]]
@@ -229,6 +275,16 @@ class _Finetuning:
         save_state(self.run.state / "state.safetensors", self.state.tensors(), facts)
 
     def _restore(self) -> None:
+        """Take the saved state, if there is one; the other processes take it from the first."""
+        if self.team.first:
+            self._read_state()
+        step = self.team.share(self.state.step)
+        tensors = self.state.tensors()
+        self.team.spread(tensors.values())
+        if not self.team.first:
+            self.state.load(tensors, step)
+
+    def _read_state(self) -> None:
         found = load_state(self.run.state / "state.safetensors")
         if found is None:
             self.run.rewind(-1)
@@ -274,14 +330,14 @@ class _Finetuning:
         if "dev" in logits:
             gold = self.inputs.splits["dev"].labels
             assert gold is not None
-            prior = prior_loss(self.task.kind, _labels_of(self.inputs.data["train"]))
+            prior = prior_loss(self.task.kind, labels_of(self.inputs.data["train"]))
             said = finding(self.task, logits["dev"], gold, self._last_loss(), prior)
             swapped = order_warning(self.task, logits["dev"], gold)
             if swapped:
                 self.watch.warn(swapped)
         if said:
             self.watch.warn(said)
-        document = self._document({name: _nulls(found) for name, found in scores.items()}, step, said)
+        document = self._document({name: nulls(found) for name, found in scores.items()}, step, said)
         card = model_card(labels, document)
         extra = {"parent_sha256": self.inputs.parent.fingerprint, "scores": document["scores"]}
         write_folder(self.run.model, folder, card=card, extra=extra, overwrite=True)
@@ -332,88 +388,3 @@ class _Finetuning:
         gold = self.inputs.splits[split].labels
         assert gold is not None
         return metrics.score(self.task.metrics, self.task.kind, logits, gold)
-
-
-# ----------------------------------------------------------------------------------------------- parts of the method
-
-
-def set_threads(config: TrainConfig) -> None:
-    """Use the cores that this process may use, unless the settings or OMP_NUM_THREADS say otherwise."""
-    torch.set_num_threads(config.threads or min(torch.get_num_threads(), cores()))
-    with suppress(RuntimeError):  # can be set once per process
-        torch.set_num_interop_threads(1)
-
-
-def fold(weights: Weights, mean: float, deviation: float) -> Weights:
-    """Put the target's scale into the head, so that it answers in the data's own units. Exact: the head is linear."""
-    if (mean, deviation) == (0.0, 1.0):
-        return weights
-    head = {
-        "head.weight": weights["head.weight"] * np.float32(deviation),
-        "head.bias": weights["head.bias"] * np.float32(deviation) + np.float32(mean),
-    }
-    return weights | head
-
-
-def _standard(task: Task, data: Dataset, config: TrainConfig) -> tuple[float, float]:
-    if task.kind != "regression" or not config.standardise:
-        return 0.0, 1.0
-    labels = _labels_of(data)
-    deviation = float(labels.std())
-    if deviation == 0:
-        raise DataError(f"all {len(labels)} training scores are {labels[0]}; there is nothing to learn")
-    return float(labels.mean()), deviation
-
-
-def _labels_of(data: Dataset) -> Any:
-    assert data.labels is not None
-    return data.labels
-
-
-def _narrow(data: Mapping[str, Dataset], config: TrainConfig) -> tuple[Any, dict[str, Dataset]]:
-    """Renumber the pieces that occur; the rows of the others are neither trained nor stepped (docs/finetuning.md)."""
-    if not config.exact_speedups:
-        return None, dict(data)
-    used = data["train"].used_ids()
-    for split in data.values():
-        used = np.union1d(used, split.used_ids())
-    return used, {name: split.renumber(used) for name, split in data.items()}
-
-
-def _model(parent: ModelFolder, full: Weights, used: Any, classes: int, config: TrainConfig) -> Bert:
-    sizes, weights = parent.config, full
-    if used is not None:
-        sizes = sizes.model_copy(update={"vocab_size": len(used)})
-        weights = full | {"embed.word.weight": full["embed.word.weight"][used]}
-    model = build(sizes, weights, groups={"pooler", "head"}, classes=classes, seed=config.seed)
-    model.first_only = config.exact_speedups
-    return model
-
-
-def _objective(task: Task, data: Dataset, config: TrainConfig, mean: float, deviation: float) -> Objective:
-    if task.kind == "regression":
-        return regression(mean, deviation)
-    make = multilabel if task.kind == "multilabel" else classification
-    weights = _class_weights(task, _labels_of(data), config)
-    return make(None if weights is None else torch.tensor(weights, dtype=torch.float32))
-
-
-def _class_weights(task: Task, labels: Any, config: TrainConfig) -> list[float] | None:
-    wanted = config.class_weights
-    if wanted == "none":
-        return None
-    if isinstance(wanted, dict):
-        for name in wanted:
-            if name not in task.labels:
-                raise ConfigError(f"train.class_weights: '{name}' is not one of {', '.join(task.labels)}")
-        return [wanted.get(name, 1.0) for name in task.labels]
-    if task.kind == "multilabel":
-        positive = labels.sum(0)
-        return [float((len(labels) - count) / max(1, count)) for count in positive]
-    counts = np.bincount(labels, minlength=len(task.labels))
-    return [float(len(labels) / (len(counts) * count)) if count else 1.0 for count in counts]
-
-
-def _nulls(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Replace NaN by null: what is undefined stays undefined, and JSON stays JSON."""
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}

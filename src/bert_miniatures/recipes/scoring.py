@@ -13,8 +13,8 @@ from bert_miniatures.errors import DataError
 from bert_miniatures.evaluate import logits_of
 from bert_miniatures.files import RunFolder
 from bert_miniatures.model import build
-from bert_miniatures.recipes.finetune import set_threads
 from bert_miniatures.recipes.loading import encoded, load_splits, task_of
+from bert_miniatures.recipes.method import set_threads
 from bert_miniatures.traps import order_warning
 from bert_miniatures.watch import Watch
 
