@@ -21,8 +21,8 @@ from bert_miniatures.errors import ConfigError, DataError, Diverged, OutputExist
 from bert_miniatures.files import RunFolder
 from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes.finetune import finetune, run_finetune
-from bert_miniatures.recipes.method import fold
 from bert_miniatures.recipes.loading import load_inputs
+from bert_miniatures.recipes.method import fold
 from bert_miniatures.recipes.scoring import evaluate
 from bert_miniatures.watch import Watch
 
