@@ -393,5 +393,8 @@ def test_glue_sweeps_all_tasks_and_writes_table_and_submission(tiny, glue, tmp_p
     assert done.returncode == 0, done.stderr
     assert "|Model|Score|CoLA|" in done.stdout
     assert "glue-tiny.zip: 8 files, ok; missing: QQP.tsv, MNLI-m.tsv, MNLI-mm.tsv" in done.stdout
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert any("answers" in line or "predictions" in line for line in warnings)  # so small a model learns nothing
+    assert len(set(warnings)) == len(warnings)
     assert len(results(out)) == 9
     assert len(list(out.rglob("model.safetensors"))) == 9

@@ -79,7 +79,9 @@ class ConsoleWatch(Watch):
         note(text)
 
     def warn(self, text: str) -> None:
-        """Say something that the user should know, and remember it."""
+        """Say something that the user should know, once, and remember it."""
+        if text in self.warnings:
+            return
         super().warn(text)
         self._clear()
         warn(text)

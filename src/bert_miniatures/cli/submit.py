@@ -22,7 +22,6 @@ def submit(
     """Write a GLUE submission from the best run of each task, or check one with --check."""
     from bert_miniatures.cli.console import ConsoleWatch
     from bert_miniatures.errors import ConfigError
-    from bert_miniatures.results import collect
 
     if check is not None:
         if folder is not None or out is not None:
@@ -32,8 +31,23 @@ def submit(
     if folder is None or out is None:
         raise ConfigError("say where the runs are and where the zip goes: miniatures submit DIR -o glue.zip")
     with ConsoleWatch() as watch:
-        chosen = _of_one_model(collect([folder], watch), folder, model)
-        _write(chosen, out, glue, allow_missing, watch)
+        write(folder, out, watch, glue=glue, model=model, allow_missing=allow_missing)
+
+
+def write(
+    folder: Path,
+    out: Path,
+    watch: "Watch",
+    *,
+    glue: Path | None = None,
+    model: str | None = None,
+    allow_missing: bool = False,
+) -> None:
+    """Write the submission of one model's runs, and say what is in it."""
+    from bert_miniatures.results import collect
+
+    runs = _of_one_model(collect([folder], watch), folder, model)
+    _write(runs, out, glue, allow_missing, watch)
 
 
 def _check(path: Path, allow_missing: bool) -> None:

@@ -91,21 +91,24 @@ def glue(
 
 def _table_and_submissions(summary: "Summary", out: Path) -> None:
     """Print GLUE's table; write a zip for each model, with the files whose test sets are there."""
-    from bert_miniatures.cli.console import note, warn
-    from bert_miniatures.cli.submit import submit
-    from bert_miniatures.cli.table import table
+    from bert_miniatures.cli.console import ConsoleWatch
+    from bert_miniatures.cli.submit import write
+    from bert_miniatures.cli.table import tables
     from bert_miniatures.errors import MiniaturesError
 
-    if summary.choices:
-        table([out])
-    folders = {choice.model: choice.run.path.relative_to(out).parts[0] for choice in summary.choices}
-    for name, folder in folders.items():
-        file = out / f"glue-{folder}.zip"
-        try:
-            submit(out, file, model=name, allow_missing=True)
-            note(f"{file}: the submission of {name}; files whose test data are missing are not in it")
-        except MiniaturesError as error:
-            warn(f"no submission of {name}: {error}")
+    with ConsoleWatch() as watch:  # one for all, so that a warning about a run is said once
+        if summary.choices:
+            print(tables([out], "md", watch), end="")
+        for text in summary.warnings:
+            watch.warn(text)
+        folders = {choice.model: choice.run.path.relative_to(out).parts[0] for choice in summary.choices}
+        for name, folder in folders.items():
+            file = out / f"glue-{folder}.zip"
+            try:
+                write(out, file, watch, model=name, allow_missing=True)
+                watch.note(f"{file}: the submission of {name}; files whose test data are missing are not in it")
+            except MiniaturesError as error:
+                watch.warn(f"no submission of {name}: {error}")
 
 
 def _run(
