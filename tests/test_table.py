@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_miniatures import choice, cli, results, table, traps
-from bert_miniatures.choice import Cell, choose, noise
+from bert_miniatures.choice import Cell, choose, noise, standard_error
 from bert_miniatures.data.tasks import TASKS
 from bert_miniatures.errors import DataError, UnknownName
 from bert_miniatures.predictions import Predictions, write
@@ -211,6 +211,26 @@ def test_too_close_cells_are_said():
     assert choose([run(0.6), run(0.6, batch_size=8)])[0].warnings
 
 
+def test_settings_of_the_grid_are_named_once(tmp_path):
+    for name, changes in (("a", {}), ("b", {"batch_size": 8, "learning_rate": 3e-4})):
+        settings = {"batch_size": 32, "learning_rate": 1e-4, "epochs": 4} | changes
+        lines = [f"{key} = {value}" for key, value in settings.items()]
+        warmup = "warmup = 0.2" if name == "b" else ""
+        put(tmp_path / name, document("rte", 0.6, **settings), "\n".join(['model = "tiny"', "[train]", *lines, warmup]))
+    (found,) = choose(collect([tmp_path]))
+    assert found.warnings[0].endswith(
+        ": batch 32, 1e-4, 4 epochs and batch 8, 3e-4, 4 epochs, train.warmup = 0.2; another seed may turn them round"
+    )
+
+
+def test_the_best_cell_has_a_standard_error():
+    (alone,) = choose([run(0.6)])
+    assert alone.error == pytest.approx(math.sqrt(0.6 * 0.4 / 277)) == standard_error("accuracy", 0.6, 277)
+    (several,) = choose([run(score, seed=i) for i, score in enumerate((0.6, 0.62, 0.67))])
+    assert several.error == pytest.approx(np.std((0.6, 0.62, 0.67), ddof=1) / math.sqrt(3))
+    assert choose([run(None)])[0].error is None
+
+
 def cell(*scores: float) -> Cell:
     return Cell(tuple(run(score, seed=i) for i, score in enumerate(scores)), scores)
 
@@ -299,7 +319,8 @@ def test_the_published_layout():
     assert rows["BERT-Tiny (seeds)"] == ["", *["2"] * 10, ""]
     assert rows["BERT-Tiny (best cell)"][1] == "32, 1e-4, 4"
     assert rows["BERT-Tiny (standard deviation of seeds)"] == ["", *["0.0"] * 6, "", *["0.0"] * 3, ""]
-    assert len(rows) == 7
+    assert rows["BERT-Tiny (standard error)"][1] == "0.0"  # pooled over seeds, which agree
+    assert len(rows) == 8
 
 
 def test_markdown_has_a_line_per_row_and_the_notes():
@@ -329,8 +350,8 @@ def test_a_folder_is_compared_with_the_published_model_of_its_size():
         "difference",
     ]
     medium = glue_table([run(0.6, model="6/512")])
-    assert [row.model for row in medium.rows] == ["BERT 6/512"] * 4
-    assert [row.what for row in medium.rows] == ["ours, dev", "cells", "seeds", "best cell"]
+    assert [row.model for row in medium.rows] == ["BERT 6/512"] * 5
+    assert [row.what for row in medium.rows] == ["ours, dev", "standard error", "cells", "seeds", "best cell"]
 
 
 def test_half_of_mnli_and_partial_data_are_said():
@@ -372,9 +393,29 @@ def test_own_data_has_a_plain_table(tmp_path):
     runs = collect([tmp_path])
     lines = list(csv.reader(io.StringIO(own_table(runs).csv())))
     assert lines == [
-        ["Model", "Task", "accuracy", "macro_f1", "standard deviation of seeds", "Cells", "Seeds", "Best cell"],
-        ["BERT-Tiny", "own: mine.csv", "90.0", "85.0", "0.0", "2", "2", "32, 1e-4, 4"],
-        ["BERT-Tiny", "own: yours.csv", "90.0", "85.0", "", "1", "1", "32, 1e-4, 4"],
+        [
+            "Model",
+            "Task",
+            "accuracy",
+            "macro_f1",
+            "standard deviation of seeds",
+            "standard error",
+            "Cells",
+            "Seeds",
+            "Best cell",
+        ],
+        ["BERT-Tiny", "own: mine.csv", "90.0", "85.0", "0.0", "0.0", "2", "2", "32, 1e-4, 4"],
+        [
+            "BERT-Tiny",
+            "own: yours.csv",
+            "90.0",
+            "85.0",
+            "",
+            f"{100 * math.sqrt(0.9 * 0.1 / 277):.1f}",
+            "1",
+            "1",
+            "32, 1e-4, 4",
+        ],
     ]
     assert glue_table(runs).rows == ()
 
@@ -490,7 +531,8 @@ def test_the_command_on_real_runs(real, reviews, tiny, capsys):
     cells = out.splitlines()[2].strip("|").split("|")
     assert cells[:2] == [str(tiny), f"own: {reviews[0]}"]
     assert cells[2] == f"{100 * statistics.fmean(scores):.1f}"
-    assert cells[4:] == [f"{100 * statistics.stdev(scores):.1f}", "1", "2", "16, 3e-3, 2"]
+    spread = statistics.stdev(scores)
+    assert cells[4:] == [f"{100 * spread:.1f}", f"{100 * spread / math.sqrt(2):.1f}", "1", "2", "16, 3e-3, 2"]
     assert heard.splitlines() == [f"warning: {real / 'begun'}: not finished; left out"]
     assert miniatures("table", real, "--format", "json") == 0
     assert json.loads(capsys.readouterr().out)["own"]["rows"][0]["Seeds"] == 2
@@ -501,7 +543,7 @@ def test_doubtful_numbers_are_said_on_stderr(tmp_path, capsys):
     assert miniatures("table", tmp_path, "--format", "csv") == 0
     out, heard = capsys.readouterr()
     assert heard == f"warning: {tmp_path / 'one'}: all 277 predictions are 'entailment'\n"
-    assert len(list(csv.reader(io.StringIO(out)))) == 7
+    assert len(list(csv.reader(io.StringIO(out)))) == 8
 
 
 def test_wrong_use_of_the_command(real, capsys, tmp_path):

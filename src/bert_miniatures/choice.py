@@ -9,7 +9,7 @@ from typing import Any
 from bert_miniatures.data.tasks import TASKS
 from bert_miniatures.results import RunResult, title
 
-__all__ = ["Cell", "Choice", "choose", "noise"]
+__all__ = ["Cell", "Choice", "choose", "noise", "standard_error"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Choice:
         cells: how many cells it was chosen from, failed ones included.
         mean: of the task's first metric over the seeds of the best cell; None where no run has a score.
         deviation: sample standard deviation over those seeds; None for one seed.
+        error: standard error of `mean`, as `noise` has it; None where there is no mean.
         scores: split -> metric -> mean over those seeds; None where a seed has none.
         warnings: what a reader of the numbers should know, a sentence each.
     """
@@ -70,6 +71,7 @@ class Choice:
     cells: int
     mean: float | None
     deviation: float | None
+    error: float | None
     scores: Mapping[str, Mapping[str, float | None]]
     warnings: tuple[str, ...] = ()
 
@@ -116,7 +118,8 @@ def _choice(model: str, subject: str, runs: list[RunResult]) -> Choice:
         warnings.append(f"{kept.path}: {kept.finding}")
     mean = best.mean if best.scores else None
     deviation = statistics.stdev(best.scores) if len(best.scores) > 1 else None
-    return Choice(model, subject, kept, best, len(cells), mean, deviation, _means(best), tuple(warnings))
+    error = None if mean is None else _error_of(best, kept.metric, cells, kept.rows.get("dev", 0))[0]
+    return Choice(model, subject, kept, best, len(cells), mean, deviation, error, _means(best), tuple(warnings))
 
 
 def _shown(model: str, subject: str) -> str:
@@ -180,7 +183,6 @@ def _coin(s: float, n: int) -> float:
     return math.sqrt(max(0.0, s * (1 - s)) / n)
 
 
-# Standard error of one score s on N rows, where it was not measured with several seeds.
 _ERRORS: dict[str, Callable[[float, int], float]] = {
     "matthews": lambda s, n: math.sqrt(max(0.0, 1 - s * s) / n),
     "pearson": lambda s, n: (1 - s * s) / math.sqrt(max(1, n - 1)),
@@ -188,16 +190,34 @@ _ERRORS: dict[str, Callable[[float, int], float]] = {
 }
 
 
+def standard_error(metric: str, score: float, rows: int) -> float:
+    """Return how much one score deviates by chance, because the dev set has so many rows and no more.
+
+    For accuracy and F1 it is sqrt(s (1 - s) / N), as for N tosses of a coin; for Matthews sqrt((1 - s^2) / N), the same
+    thing for two equal classes, where s is 2 x accuracy - 1; for correlations (1 - s^2) / sqrt(N - 1).
+
+    Args:
+        metric: the score's name.
+        score: a fraction.
+        rows: of the dev set.
+
+    Example:
+        >>> round(standard_error("accuracy", 0.6, 277), 3)
+        0.029
+
+    Source: the standard error of a binomial share is a textbook formula; that of a correlation is Fisher's, 1915.
+    """
+    return _ERRORS.get(metric, _coin)(score, max(1, rows))
+
+
 def noise(metric: str, first: Cell, second: Cell, cells: Sequence[Cell], rows: int) -> tuple[float, str]:
     """Return how much the means of two cells differ by chance, and in words where that number is from.
 
-    Where some cell has two seeds or more: s sqrt(1/n1 + 1/n2), with n seeds in each of the two cells and s the standard
-    deviation of seeds, pooled over all cells: s^2 = sum((n - 1) sd^2) / sum(n - 1).
-
-    With one seed everywhere there is only the dev set's size N to go by: sqrt(e1^2 + e2^2), where the error e of a
-    score s is sqrt(s (1 - s) / N) for accuracy and F1, as for N tosses of a coin; sqrt((1 - s^2) / N) for Matthews, the
-    same thing for two equal classes, where s is 2 x accuracy - 1; and (1 - s^2) / sqrt(N - 1) for correlations. Both
-    cells answer the same rows, so the truth may be smaller; luck of the seed is not in it, so it may be larger too.
+    It is sqrt(e1^2 + e2^2), where e is the standard error of a cell's mean. Where some cell has two seeds or more, e is
+    s / sqrt(n), with n seeds in the cell and s the standard deviation of seeds, pooled over all cells:
+    s^2 = sum((n - 1) sd^2) / sum(n - 1). With one seed everywhere there is only the dev set's size to go by, see
+    `standard_error`. Both cells answer the same rows, so the truth may be smaller; luck of the seed is not in it, so it
+    may be larger too.
 
     Args:
         metric: the score's name.
@@ -208,18 +228,20 @@ def noise(metric: str, first: Cell, second: Cell, cells: Sequence[Cell], rows: i
     Returns:
         A fraction, and its source in words.
 
-    Source: pooled variance and the standard error of a binomial share are textbook formulas; that of a correlation is
-    Fisher's, 1915.
+    Source: pooled variance is a textbook formula.
     """
-    freedom = sum(len(cell.scores) - 1 for cell in cells if len(cell.scores) > 1)
-    if freedom:
-        squares = sum(statistics.variance(c.scores) * (len(c.scores) - 1) for c in cells if len(c.scores) > 1)
-        spread = math.sqrt(squares / freedom)
-        words = f"seeds deviate by {100 * spread:.1f}"
-        return spread * math.sqrt(1 / len(first.scores) + 1 / len(second.scores)), words
-    error = _ERRORS.get(metric, _coin)
-    found = math.hypot(error(first.mean, max(1, rows)), error(second.mean, max(1, rows)))
-    return found, f"one seed, {rows:,} dev rows"
+    (one, words), (other, _) = (_error_of(cell, metric, cells, rows) for cell in (first, second))
+    return math.hypot(one, other), words
+
+
+def _error_of(cell: Cell, metric: str, cells: Sequence[Cell], rows: int) -> tuple[float, str]:
+    """Return the standard error of a cell's mean, and in words where it is from."""
+    freedom = sum(len(other.scores) - 1 for other in cells if len(other.scores) > 1)
+    if not freedom:
+        return standard_error(metric, cell.mean, rows), f"one seed, {rows:,} dev rows"
+    squares = sum(statistics.variance(c.scores) * (len(c.scores) - 1) for c in cells if len(c.scores) > 1)
+    spread = math.sqrt(squares / freedom)
+    return spread / math.sqrt(len(cell.scores)), f"seeds deviate by {100 * spread:.1f}"
 
 
 def _too_close(ranked: list[Cell]) -> str | None:
@@ -242,4 +264,8 @@ def _too_close(ranked: list[Cell]) -> str | None:
 
 def _named(cell: Cell, other: Cell) -> str:
     """Return the settings of a cell, with what else sets it apart from the other one."""
-    return ", ".join((cell.settings, *sorted(set(cell.runs[0].settings) - set(other.runs[0].settings))))
+    more = sorted(set(cell.runs[0].settings) - set(other.runs[0].settings))
+    return ", ".join((cell.settings, *(text for text in more if text.split(" = ")[0] not in _SHOWN)))
+
+
+_SHOWN = {"train.batch_size", "train.learning_rate", "train.epochs"}  # by `Cell.settings`

@@ -223,6 +223,8 @@ _GENERAL = (
     "CoLA Matthews; MRPC and QQP F1/accuracy; STS-B Pearson/Spearman; the others accuracy; all in per cent; AX has no "
     "public labels, so ours is blank",
     "Score: mean over the nine tasks, pairs averaged first, AX left out; blank where a task is missing",
+    "standard error: of the task's first metric, from the deviation of seeds where there are several, else from the "
+    "number of dev rows",
     "best cell: batch size, learning rate, epochs; the one with the highest mean of the task's first metric",
 )
 
@@ -246,8 +248,9 @@ def _model_rows(model: str, mine: Mapping[str, Choice]) -> list[Row]:
         same = "" if size == model else f" {title(size)}, the same size"
         rows.append(Row(name, f"published{same}, test", theirs))
         rows.append(Row(name, _DIFFERENCE, tuple(map(_minus, rows[0].values, theirs))))
-    if any(choice.deviation is not None for choice in mine.values()):
-        rows.append(Row(name, "standard deviation of seeds", (None, *(_spread(c, mine) for c in _COLUMNS))))
+    for what, how in (("standard deviation of seeds", "deviation"), ("standard error", "error")):
+        if any(getattr(choice, how) is not None for choice in mine.values()):
+            rows.append(Row(name, what, (None, *(_spread(column, mine, how) for column in _COLUMNS))))
     rows.append(Row(name, "cells", (None, *(_count(c, mine, "cells") for c in _COLUMNS))))
     rows.append(Row(name, "seeds", (None, *(_count(c, mine, "seeds") for c in _COLUMNS))))
     rows.append(Row(name, "best cell", (None, *(_count(c, mine, "label") for c in _COLUMNS))))
@@ -284,9 +287,9 @@ def _minus(ours: Value, theirs: Value) -> Value:
     return found if any(value is not None for value in found) else None
 
 
-def _spread(column: _Column, mine: Mapping[str, Choice]) -> Value:
+def _spread(column: _Column, mine: Mapping[str, Choice], what: str) -> Value:
     choice = mine.get(column.task)
-    return None if choice is None or choice.deviation is None or column.split != "dev" else (100 * choice.deviation,)
+    return None if choice is None or column.split != "dev" else _percent(getattr(choice, what))
 
 
 def _count(column: _Column, mine: Mapping[str, Choice], what: str) -> Value:
@@ -359,6 +362,7 @@ def own_table(results: Iterable[RunResult]) -> Table:
                 choice.subject,
                 *(_percent(choice.scores.get("dev", {}).get(name)) for name in metrics),
                 _percent(choice.deviation),
+                _percent(choice.error),
                 choice.cells,
                 choice.seeds,
                 choice.label,
@@ -366,7 +370,8 @@ def own_table(results: Iterable[RunResult]) -> Table:
         )
         for choice in sorted(chosen, key=lambda choice: (choice.subject, _by_size(choice.model)))
     ]
-    columns = ("Model", "Task", *metrics, "standard deviation of seeds", "Cells", "Seeds", "Best cell")
+    spreads = ("standard deviation of seeds", "standard error")
+    columns = ("Model", "Task", *metrics, *spreads, "Cells", "Seeds", "Best cell")
     notes = ("dev scores in per cent, means over the seeds of the best cell",) if rows else ()
     return Table(columns, tuple(rows), notes, tuple(text for choice in chosen for text in choice.warnings))
 

@@ -210,7 +210,8 @@ def _document(summary: "Summary") -> dict[str, Any]:
     """Return the summary as JSON has it."""
     chosen = [
         {"model": choice.model, "task": choice.subject, "metric": choice.run.metric, "mean": choice.mean,
-         "deviation": choice.deviation, "cells": choice.cells, "seeds": choice.seeds, "run": str(choice.run.path),
+         "deviation": choice.deviation, "standard_error": choice.error, "cells": choice.cells,
+         "seeds": choice.seeds, "run": str(choice.run.path),
          "scores": {split: dict(scores) for split, scores in choice.scores.items()}}
         for choice in summary.choices
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_miniatures.choice import Cell, noise
+from bert_miniatures.choice import standard_error
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError, DataError, MissingExtra, WorkFailed
 from bert_miniatures.files import read_json, write_json
@@ -66,18 +66,11 @@ def ranked(seen: Mapping[str, Seen], metric: str, rows: int) -> list[str]:
     rest, ordered = dict(seen), list[str]()
     while rest:
         top = max(rest.values(), key=lambda cell: cell.score).score
-        error = _standard_error(metric, top, rows)
+        error = standard_error(metric, top, rows) if math.isfinite(top) else 0.0
         tied = [name for name, cell in rest.items() if cell.score >= top - error or cell.score == top]
         ordered += sorted(tied, key=lambda name: (-_with_neighbours(name, seen), seen[name].loss, name))
         rest = {name: cell for name, cell in rest.items() if name not in tied}
     return ordered
-
-
-def _standard_error(metric: str, score: float, rows: int) -> float:
-    if not math.isfinite(score):
-        return 0.0
-    alone = Cell((), (score,))
-    return noise(metric, alone, alone, [alone], rows)[0] / math.sqrt(2)  # of a difference of two equals
 
 
 def _with_neighbours(name: str, seen: Mapping[str, Seen]) -> float:
