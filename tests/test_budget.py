@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_miniatures.budget import clock, fit, makespan, parse_duration
+from bert_miniatures.budget import fit, makespan, parse_duration
 from bert_miniatures.errors import ConfigError
 from bert_miniatures.plan import SweepConfig, expand, group_of
+from bert_miniatures.watch import clock
 
 CELLS = expand(SweepConfig(models=("tiny",), tasks=("mnli", "rte"), seeds=2))
 

@@ -265,7 +265,7 @@ def _interrupted(tiny, reviews, out: Path) -> None:
     """Leave a run that was stopped after a few updates, as Ctrl-C does."""
 
     class Stopper(Watch):
-        def progress(self, done: int, total: int, text: str = "") -> None:
+        def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
             if done >= 10:
                 os.kill(os.getpid(), signal.SIGINT)
 

@@ -71,7 +71,7 @@ def test_the_eta_learns_how_true_the_forecast_is():
     eta.ended("b")
     clock.now += 100  # 2 x 200 seconds for 200 forecast
     assert eta.left() == pytest.approx(2 * 200 / 2)
-    assert "updates/s" in eta.text()
+    assert eta.rate() == pytest.approx((25 + 25) / 200)
 
 
 def test_what_an_earlier_call_did_is_no_work_of_this_one():

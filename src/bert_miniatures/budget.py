@@ -8,7 +8,7 @@ from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError
 from bert_miniatures.plan import group_of, places, without_seed
 
-__all__ = ["clock", "fit", "makespan", "parse_duration", "preference"]
+__all__ = ["fit", "makespan", "parse_duration", "preference"]
 
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
@@ -29,18 +29,6 @@ def parse_duration(text: str) -> float:
     if "".join(number + unit for number, unit in parts) != written or seconds <= 0:
         raise ConfigError(f"'{text}' is not a time; write 2h, 90m, 1h30m or 3600s")
     return float(seconds)
-
-
-def clock(seconds: float) -> str:
-    """Write a duration as h:mm:ss.
-
-    Example:
-        >>> clock(75), clock(5400)
-        ('1:15', '1:30:00')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:

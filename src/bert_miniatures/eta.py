@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bert_miniatures.budget import clock
-
 __all__ = ["Eta"]
 
 
@@ -71,7 +69,7 @@ class Eta:
         trust = passed * min(self.workers, len(rest)) / done if done > 0 and passed > 5 else 1.0
         return trust * max([(sum(rest) + self.later) / self.workers, *rest])
 
-    def text(self) -> str:
-        """Return updates per second, all workers together, and the time that is left."""
+    def rate(self) -> float:
+        """Return updates per second, all workers together."""
         updates = sum(last - first for first, last in (work.updates for work in self._jobs.values()))
-        return f"{updates / max(1e-9, self._now() - self._began):.0f} updates/s, about {clock(self.left())} left"
+        return updates / max(1e-9, self._now() - self._began)

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from bert_miniatures.budget import clock, makespan
+from bert_miniatures.budget import makespan
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import read_json, write_json
 from bert_miniatures.plan import group_of
+from bert_miniatures.watch import clock
 
 __all__ = ["Cost", "cost_key", "known_costs", "read_costs", "seconds_of", "table", "total", "updates_of", "write_costs"]
 

@@ -1,6 +1,6 @@
 """How long work tells what it does: notes, warnings and progress, without knowing who listens."""
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "clock"]
 
 
 class Watch:
@@ -20,5 +20,22 @@ class Watch:
         """Hear something that the user should know."""
         self.warnings.append(text)
 
-    def progress(self, done: int, total: int, text: str = "") -> None:
-        """Hear how far the work is."""
+    def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
+        """Hear how far the work is.
+
+        Args:
+            text: what else there is to say.
+            left: seconds, where the work knows better than the pace so far.
+        """
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss.
+
+    Example:
+        >>> clock(75), clock(5400)
+        ('1:15', '1:30:00')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from bert_miniatures.watch import Watch
+from bert_miniatures.watch import Watch, clock
 
 __all__ = ["ConsoleWatch", "emit_json", "note", "silence", "warn"]
 
@@ -57,7 +57,7 @@ def _finite(value: Any) -> Any:
 class ConsoleWatch(Watch):
     """Writes to stderr: a line that is redrawn on a terminal, a line every ten seconds elsewhere.
 
-    The ETA is that of the work since the watch began, so that it is honest after --resume too.
+    Where the work does not know what is left, the pace since the watch began says it: honest after --resume too.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class ConsoleWatch(Watch):
         self._clear()
         warn(text)
 
-    def progress(self, done: int, total: int, text: str = "") -> None:
+    def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
         """Show how far the work is and when it will be done."""
         now = time.monotonic()
         if self._first is None:
@@ -97,9 +97,10 @@ class ConsoleWatch(Watch):
             return
         self._last = now
         since, first = self._first
-        eta = (now - since) / (done - first) * (total - done) if done > first else None
-        left = f", {_clock(eta)} left" if eta is not None and done < total else ""
-        shown = f"{done}/{total} ({done / max(1, total):.0%}){left}{', ' if text else ''}{text}"
+        if left is None and done > first:
+            left = (now - since) / (done - first) * (total - done)
+        eta = f", {clock(left)} left" if left is not None and done < total else ""
+        shown = f"{done}/{total} ({done / max(1, total):.0%}){eta}{', ' if text else ''}{text}"
         if self._line:
             _say(f"\r\x1b[K{shown}")
             self._drawn = True
@@ -110,9 +111,3 @@ class ConsoleWatch(Watch):
         if self._drawn:
             _say("\r\x1b[K")
             self._drawn = False
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -115,6 +115,7 @@ def _run(
     document: dict[str, Any], grid: str, settings: list[str] | None, out: Path, budget: str | None, how: dict[str, Any]
 ) -> "Summary":
     from bert_miniatures.budget import parse_duration
+    from bert_miniatures.cli.console import ConsoleWatch
     from bert_miniatures.config import read_toml
     from bert_miniatures.errors import ConfigError
     from bert_miniatures.files import training_extra
@@ -131,37 +132,14 @@ def _run(
     if not chosen.get("models"):
         raise ConfigError("no model: give --model, as in --model tiny ('miniatures models' lists them)")
     plan = SweepConfig.of(chosen, settings or (), where="" if grid == "published" else grid)
-    with training_extra("sweeping"), _watch() as watch:
+    with training_extra("sweeping"), ConsoleWatch() as watch:
         return run_sweep(plan, out, budget=parse_duration(budget) if budget else None, watch=watch, **how)
-
-
-def _watch() -> Any:
-    """Return a watch whose progress is the text alone, for the sweep knows better when it will be done."""
-    import time
-
-    from bert_miniatures.cli.console import ConsoleWatch, note
-
-    class SweepWatch(ConsoleWatch):
-        def progress(self, done: int, total: int, text: str = "") -> None:
-            now, wait = time.monotonic(), 0.2 if self._line else 10.0
-            if now - self._last < wait:
-                return
-            self._last = now
-            if self._line:
-                import sys
-
-                print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
-                self._drawn = True
-            else:
-                note(text)
-
-    return SweepWatch()
 
 
 def _print(summary: "Summary", out: Path, *, as_json: bool, dry_run: bool) -> None:
     """Print what was found, or forecast."""
-    from bert_miniatures.budget import clock
     from bert_miniatures.cli.console import emit_json, warn
+    from bert_miniatures.watch import clock
 
     for text in summary.warnings:
         warn(text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bert_miniatures import forecast
-from bert_miniatures.budget import clock, fit
+from bert_miniatures.budget import fit
 from bert_miniatures.choice import Choice, choose
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.errors import ConfigError, DiskFull, MissingExtra, UserError
@@ -25,7 +25,7 @@ from bert_miniatures.recipes.schedule import Everything, Schedule
 from bert_miniatures.recipes.sweep_checks import check_data, check_models, workers_that_fit
 from bert_miniatures.results import collect
 from bert_miniatures.sweep_folder import SweepFolder
-from bert_miniatures.watch import Watch
+from bert_miniatures.watch import Watch, clock
 
 __all__ = ["ENGINES", "Summary", "run_sweep"]
 
@@ -310,9 +310,9 @@ class _Sweep:
     def _show(self) -> None:
         gone = len(self.schedule.left_behind())
         done, failed = len(self.cells) - len(self.todo), len(self.summary.failed)
-        counts = f"{done} of {len(self.cells)} cells" + (f", {gone} left behind" if gone else "")
-        text = f"{counts}, {failed} failed" if failed else counts
-        self.watch.progress(done + gone, len(self.cells), f"{text}, {self.eta.text()}")
+        text = f"cells at {self.eta.rate():.0f} updates/s"
+        text += (f", {gone} left behind" if gone else "") + (f", {failed} failed" if failed else "")
+        self.watch.progress(done + gone, len(self.cells), text, left=self.eta.left())
 
     # ------------------------------------------------------------------------------------------- the end
 

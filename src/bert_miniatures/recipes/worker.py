@@ -85,7 +85,7 @@ class _Reporting(Watch):
         super().__init__()
         self._channel, self._last = channel, 0.0
 
-    def progress(self, done: int, total: int, text: str = "") -> None:
+    def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
         now = time.monotonic()
         if now - self._last >= 0.2 or done == total:
             self._last = now
@@ -156,7 +156,7 @@ class _Stopwatch(Watch):
         self.times: list[float] = []
         self._epochs, self._enough = epochs, enough
 
-    def progress(self, done: int, total: int, text: str = "") -> None:
+    def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
         self.times.append(time.monotonic())
         long = len(self.times) > 1 and self.times[-1] - self.times[0] > _PROBE_SECONDS
         if long or len(self.times) >= self._enough or done * self._epochs >= total:
