@@ -204,7 +204,7 @@ class _Finetuning:
             with self.team.losses():
                 self._train(stop, until)
         except ProcessLost:
-            if self.team.first:
+            if self.team.first and self.team.world > 1:  # no update is half done: its gradients did not come together
                 self._save()
             raise
 
