@@ -88,7 +88,7 @@ def test_first_only_is_the_same_in_outputs_and_gradients(config):
     ids, segments, mask = pairs(config.vocab_size)
     gradients = []
     for first_only in (True, False):
-        model.first_only = first_only
+        model.exact_speedups = first_only
         model.zero_grad()
         logits = model.classify(ids, segments, mask)
         torch.nn.functional.cross_entropy(logits, torch.tensor([0, 4, 2])).backward()

@@ -23,7 +23,6 @@ def ours(config, settings: TrainConfig):
     model = build(config, groups={"pooler", "head"}, classes=3, seed=1)
     optimizer = Optimizer(model, settings)
     for step in range(STEPS):
-        optimizer.zero()
         for name, gradient in gradients(model, step).items():
             parameter = model.get_parameter(name)
             parameter.grad += 7.0 * gradient  # the loop hands in sums; the weight makes means of them
@@ -93,7 +92,6 @@ def test_decay_in_closed_form_is_what_the_optimizer_does_without_gradients(confi
     before = model.embed.word.weight.detach().clone()
     one = Optimizer(model, settings)
     for step in range(STEPS):
-        one.zero()
         one.step(learning_rate(settings, step, STEPS), torch.tensor(1.0))
         expected = before * decay_so_far(settings, step + 1, STEPS)
         torch.testing.assert_close(model.embed.word.weight.detach(), expected, atol=1e-7, rtol=1e-5)
@@ -104,14 +102,12 @@ def test_state_goes_on_bit_for_bit(config):
     one, other = build(config, seed=1), build(config, seed=2)
     a = Optimizer(one, settings)
     for step in range(5):
-        a.zero()
         for name, gradient in gradients(one, step).items():
             one.get_parameter(name).grad += gradient
         a.step(1e-2, torch.tensor(1.0))
     b = Optimizer(other, settings)
     b.load({name: tensor.clone() for name, tensor in a.tensors().items()}, 5)
     for model, optimizer in ((one, a), (other, b)):
-        optimizer.zero()
         for name, gradient in gradients(model, 99).items():
             model.get_parameter(name).grad += gradient
         optimizer.step(1e-2, torch.tensor(1.0))

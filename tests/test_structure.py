@@ -26,8 +26,8 @@ LAYERS = [
      "data.instances"},
     {"predict"},
     # ------------------------------------------------------------------------------ torch starts here
-    {"noise", "optim", "state", "distributed", "data.batches", "data.pretraining"},
-    {"model"},
+    {"noise", "fused", "beside", "state", "distributed", "data.batches", "data.pretraining"},
+    {"model", "optim"},
     {"objectives", "load", "evaluate"},
     {"train", "predict_torch", "recipes.loading", "recipes.method"},
     {"recipes.finetune", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},

@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_miniatures.config import ModelConfig
+from bert_miniatures.fused import Drawn, Settings
+from bert_miniatures.fused import layer as fused_layer
 from bert_miniatures.names import Weights, shapes
 from bert_miniatures.noise import Noise
 
-__all__ = ["Bert", "build"]
+__all__ = ["Bert", "build", "twin"]
 
 _TANH = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
@@ -84,6 +86,8 @@ class _Layer(nn.Module):
         self.tanh = _TANH[c.hidden_act]
         self.dropout, self.attention_dropout = c.hidden_dropout_prob, c.attention_probs_dropout_prob
         self.noise = noise
+        self.settings = Settings(self.heads, self.tanh, c.layer_norm_eps)
+        self.accumulate = False  # set by `accumulate_in_place`
         self.qkv = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.attended_norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
@@ -91,12 +95,15 @@ class _Layer(nn.Module):
         self.down = nn.Linear(c.intermediate_size, width)
         self.norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor | None, first_only: bool) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, first_only: bool, fused: bool) -> Tensor:
         """Map [B, T, D] to [B, T, D]; with `first_only` to [B, 1, D], the first position alone.
 
         Args:
             mask: added to the scores, 0 or -inf, [B, 1, 1, T].
+            fused: record the layer as one node with its own backward pass; the numbers are the same.
         """
+        if fused:
+            return self._fused(x, mask, first_only)
         a = self._attend_first(x, mask) if first_only else self._attend(x, mask)
         if first_only:
             x = x[:, :1]
@@ -104,6 +111,18 @@ class _Layer(nn.Module):
         f = self.down(F.gelu(self.up(x), approximate=self.tanh))
         normed: Tensor = self.norm(x + self._drop(f))
         return normed
+
+    def _fused(self, x: Tensor, mask: Tensor | None, first_only: bool) -> Tensor:
+        (b, t, d), n = x.shape, self.heads
+        shares = hidden = None
+        if self.training and self.attention_dropout:
+            shares = self.noise.factors(self.attention_dropout, b, n, *((t,) if first_only else (t, t)))
+        if self.training and self.dropout:
+            hidden = self.noise.factors(self.dropout, 2, b if first_only else b * t, d)
+        drawn = Drawn(shares, *((None, None) if hidden is None else hidden))
+        parts = (self.qkv, self.attended, self.attended_norm, self.up, self.down, self.norm)
+        weights = tuple(parameter for part in parts for parameter in (part.weight, part.bias))
+        return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, accumulate=self.accumulate)
 
     def _drop(self, x: Tensor) -> Tensor:
         return self.noise.dropout(x, self.dropout, self.training)
@@ -136,7 +155,7 @@ class _Layer(nn.Module):
         q = x[:, 0] @ query.transpose(1, 2) + of_query  # N B H
         scores = (q @ key).transpose(0, 1) @ x.transpose(1, 2)  # B N T
         scores = (scores + (q * of_key).sum(-1).t()[:, :, None]) * self.scale
-        shares = self._shares(scores if mask is None else scores + mask[:, 0])
+        shares = self._shares(scores if mask is None else scores + mask[:, :, 0])
         mixed = (shares @ x).transpose(0, 1)  # N B D
         a = mixed @ value.transpose(1, 2) + shares.sum(-1).t()[:, :, None] * of_value  # N B H
         joined: Tensor = a.transpose(0, 1).reshape(b, 1, d)
@@ -164,6 +183,10 @@ class Bert(nn.Module):
         groups: any of pooler, mlm, nsp, head; the encoder is always there.
         classes: number of the classifier's outputs, where there is one.
 
+    Attributes:
+        exact_speedups: leave out what the first position of the last layer does not need, and train with fused.py on
+            a CPU; the numbers are the same but for rounding.
+
     Example:
         >>> config = ModelConfig(vocab_size=29, hidden_size=12, num_hidden_layers=2, num_attention_heads=3,
         ...                      intermediate_size=20)
@@ -177,7 +200,7 @@ class Bert(nn.Module):
         self.config = config
         self.groups = {"encoder", *groups}
         self.classes = classes
-        self.first_only = True  # the exact speed-up of the last layer; switched off by exact_speedups = false
+        self.exact_speedups = True
         self.noise = Noise()
         self.embed = _Embed(config, self.noise)
         self.layers = nn.ModuleList([_Layer(config, self.noise) for _ in range(config.num_hidden_layers)])
@@ -211,14 +234,16 @@ class Bert(nn.Module):
         wide = None
         if mask is not None:  # 0 at real positions, -inf at padded ones; B 1 1 T
             wide = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)[:, None, None]
+        fused = self.exact_speedups and self.training and x.device.type == "cpu"
+        fused = fused and not torch.is_autocast_enabled("cpu")
         last = len(self.layers) - 1
         for i, layer in enumerate(self.layers):
-            x = layer(x, wide, first_only and i == last)
+            x = layer(x, wide, first_only and i == last, fused)
         return x
 
     def pooled(self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return tanh of the pooler on the first position, [B, D]."""
-        x = self(ids, segments, mask, first_only=self.first_only)[:, 0]
+        x = self(ids, segments, mask, first_only=self.exact_speedups)[:, 0]
         return torch.tanh(self.pooler(x))
 
     def classify(self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -236,6 +261,12 @@ class Bert(nn.Module):
         """Return the two logits "b follows a" and "b is from elsewhere", [B, 2], from hidden states [B, T, D]."""
         logits: Tensor = self.nsp(torch.tanh(self.pooler(hidden[:, 0])))
         return logits
+
+    def accumulate_in_place(self) -> None:
+        """Have fused layers add to the gradients of their weights where they are; each of them must have one."""
+        for layer in self.layers:
+            assert isinstance(layer, _Layer)
+            layer.accumulate = True
 
     def weights(self) -> Weights:
         """Return the weights as float32 arrays under our names."""
@@ -271,6 +302,15 @@ def build(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
+
+
+def twin(model: Bert) -> Bert:
+    """Make a model whose weights are the same memory, and whose gradients and dropout are its own."""
+    with torch.device("meta"):
+        other = Bert(model.config, model.groups, model.classes)
+    other.load_state_dict({name: p.data for name, p in model.named_parameters()}, strict=True, assign=True)
+    other.exact_speedups = model.exact_speedups
+    return other
 
 
 _ORDER = ("encoder", "pooler", "mlm", "nsp", "head")

@@ -5,11 +5,15 @@ gradients between processes are then one operation on a vector, whatever the num
 """
 
 import math
-from concurrent.futures import Executor
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
+from bert_miniatures.beside import Beside, shared_zeros
 from bert_miniatures.config import TrainConfig
 
 __all__ = ["Optimizer", "decay_so_far", "learning_rate"]
@@ -41,55 +45,63 @@ class Optimizer:
     Args:
         model: its parameters become views into the flat vectors.
         config: optimizer, decay, betas, epsilon, clip.
+        pieces: in how many pieces the weights can be updated side by side; the numbers do not depend on it.
 
     Source: AdamW is torch.optim.AdamW (Loshchilov and Hutter 2019). BertAdam is google-research/bert
     `optimization.py`: no bias correction, epsilon outside the root, decay added to the update.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, pieces: int = 1) -> None:
         self.config = config
-        decays: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in model.named_parameters():
-            (others if name.endswith("bias") or "norm" in name else decays).append(parameter)
-        self.flat = [_flatten(decays), _flatten(others)]
+        split = _split(model)
+        self.flat = [_flatten(parameters) for parameters in split]
         rule: type[_AdamW] | type[_BertAdam] = _AdamW if config.optimizer == "adamw" else _BertAdam
-        self.moments = [(torch.zeros_like(flat.data), torch.zeros_like(flat.data)) for flat in self.flat]
-        middle = self.flat[0].numel() // 2
-        pieces = [(0, slice(0, middle), config.weight_decay), (0, slice(middle, None), config.weight_decay)]
+        self.moments = [(_zeros(flat), _zeros(flat)) for flat in self.flat]
+        decays, others = self.flat
+        bounds = [decays.numel() * i // pieces for i in range(pieces + 1)]
+        spans = [(0, slice(*pair), config.weight_decay) for pair in pairwise(bounds)]
         self.rules: list[_AdamW | _BertAdam] = []
-        for which, span, decay in [*pieces, (1, slice(None), 0.0)]:
-            first, second = self.moments[which]
-            self.rules.append(rule(_piece(self.flat[which], span), first[span], second[span], config, decay))
-
-    def zero(self) -> None:
-        """Set all gradients to zero."""
-        for gradient in self.gradients():
-            gradient.zero_()
+        for which, span, decay in [*spans, (1, slice(0, others.numel()), 0.0)]:
+            tensors = (self.flat[which].data, self.gradients()[which], *self.moments[which])
+            self.rules.append(rule(_Piece(*(tensor[span] for tensor in tensors)), config, decay))
 
     def gradients(self) -> list[Tensor]:
         """Return the flat gradients."""
         return [flat.grad for flat in self.flat if flat.grad is not None]
 
-    def step(self, learning_rate: float, weight: Tensor, threads: Executor | None = None) -> Tensor:
-        """Divide the summed gradients by `weight`, clip them and update.
+    def gradients_of(self, twin: nn.Module) -> list[Tensor]:
+        """Give the parameters of a twin gradients of their own; return these as flat vectors like `gradients()`."""
+        return [_views_of(_zeros(flat), parameters) for flat, parameters in zip(self.flat, _split(twin), strict=True)]
+
+    def step(self, learning_rate: float, weight: Tensor, beside: Sequence[Beside] = ()) -> Tensor:
+        """Divide the summed gradients by `weight`, clip them, update, and set them to zero.
 
         Args:
             learning_rate: of this update.
             weight: what turns the sums into means, a scalar tensor.
-            threads: where the pieces of the vectors are updated side by side; the numbers do not depend on it.
+            beside: who does `update` for a piece each; the numbers do not depend on it.
 
         Returns:
             The global norm before clipping, a scalar tensor.
         """
-        gradients = self.gradients()
-        norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])) / weight
-        scale = 1.0 / weight
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in self.gradients()])
+        norm: Tensor = torch.linalg.vector_norm(norms) / weight
+        divisor = weight
         if self.config.clip:
-            scale = scale * (self.config.clip / (norm + 1e-6)).clamp(max=1.0)
-        at_once = map if threads is None else threads.map
-        list(at_once(lambda rule: rule.update(learning_rate, scale), self.rules))
+            divisor = weight * ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
+        here = list(range(len(self.rules)))
+        for other in beside:
+            other.ask("update", here.pop(0), learning_rate, float(divisor))
+        for index in here:
+            self.update(index, learning_rate, divisor)
+        for other in beside:
+            other.answer()
         return norm
+
+    def update(self, index: int, learning_rate: float, divisor: Tensor | float) -> None:
+        """Update one piece of the vectors."""
+        rule = self.rules[index]
+        rule.update(learning_rate, torch.as_tensor(divisor, dtype=torch.float32, device=rule.piece.weights.device))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: weights and both moments, by name."""
@@ -106,61 +118,89 @@ class Optimizer:
             rule.done(done)
 
 
+def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters that decay and those that do not, in the model's order."""
+    decays: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        (others if name.endswith("bias") or "norm" in name else decays).append(parameter)
+    return decays, others
+
+
 def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
     """Move parameters into one vector; they become views of it, and their gradients views of its gradient."""
-    flat = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
-    flat.grad = torch.zeros_like(flat)
+    whole = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    flat = nn.Parameter(_zeros(whole).copy_(whole))
     start = 0
     for parameter in parameters:
         end = start + parameter.numel()
         parameter.data = flat.data[start:end].view(parameter.shape)
-        parameter.grad = flat.grad[start:end].view(parameter.shape)
         start = end
+    flat.grad = _views_of(_zeros(whole), parameters)
     return flat
 
 
-def _piece(flat: nn.Parameter, span: slice) -> nn.Parameter:
-    """Return a part of a flat vector, gradient included, as a parameter that shares its memory."""
-    assert flat.grad is not None
-    piece = nn.Parameter(flat.data[span])
-    piece.grad = flat.grad[span]
-    return piece
+def _views_of(gradient: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """Make the parameters' gradients views of one vector; return it."""
+    start = 0
+    for parameter in parameters:
+        end = start + parameter.numel()
+        parameter.grad = gradient[start:end].view(parameter.shape)
+        start = end
+    return gradient
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Return zeros of this size; on a CPU in memory that a forked process shares."""
+    return shared_zeros(like.numel()) if like.device.type == "cpu" else torch.zeros_like(like.data)
+
+
+class _Piece(NamedTuple):
+    """A span of the flat vectors: weights, gradient, and the two moments."""
+
+    weights: Tensor
+    gradient: Tensor
+    first: Tensor
+    second: Tensor
 
 
 class _AdamW:
-    def __init__(self, weights: nn.Parameter, first: Tensor, second: Tensor, config: TrainConfig, decay: float) -> None:
-        self.weights, self.first, self.second = weights, first, second
-        betas, epsilon = (config.beta1, config.beta2), config.epsilon or 1e-8
-        self.torch = torch.optim.AdamW([weights], betas=betas, eps=epsilon, weight_decay=decay, fused=True)
+    """torch's fused AdamW, called without the object around it, which costs more than the update of a small model."""
+
+    def __init__(self, piece: _Piece, config: TrainConfig, decay: float) -> None:
+        self.piece = piece
+        self.constants: dict[str, Any] = {"beta1": config.beta1, "beta2": config.beta2, "eps": config.epsilon or 1e-8}
+        self.constants |= {"weight_decay": decay, "amsgrad": False, "maximize": False, "fused": True}
+        self.constants["found_inf"] = torch.zeros((), device=piece.weights.device)
         self.done(0)
 
     def done(self, updates: int) -> None:
-        count = torch.tensor(float(updates), device=self.weights.device)
-        self.torch.state[self.weights] = {"step": count, "exp_avg": self.first, "exp_avg_sq": self.second}
+        self.count = torch.tensor(float(updates), device=self.piece.weights.device)
 
-    def update(self, learning_rate: float, scale: Tensor) -> None:
-        assert self.weights.grad is not None
-        self.weights.grad.mul_(scale)
-        self.torch.param_groups[0]["lr"] = learning_rate
-        self.torch.step()
+    @torch.no_grad()
+    def update(self, learning_rate: float, divisor: Tensor) -> None:
+        weights, gradient, first, second = self.piece
+        more: dict[str, Any] = {"lr": learning_rate, "grad_scale": divisor} | self.constants
+        adamw([weights], [gradient], [first], [second], [], [self.count], **more)
+        self.piece.gradient.zero_()
 
 
 class _BertAdam:
-    def __init__(self, weights: nn.Parameter, first: Tensor, second: Tensor, config: TrainConfig, decay: float) -> None:
-        self.weights, self.first, self.second, self.decay = weights, first, second, decay
+    def __init__(self, piece: _Piece, config: TrainConfig, decay: float) -> None:
+        self.piece, self.decay = piece, decay
         self.beta1, self.beta2, self.epsilon = config.beta1, config.beta2, config.epsilon or 1e-6
 
     def done(self, updates: int) -> None:
         """Nothing here depends on the number of updates."""
 
     @torch.no_grad()
-    def update(self, learning_rate: float, scale: Tensor) -> None:
-        gradient = self.weights.grad
-        assert gradient is not None
-        gradient.mul_(scale)
-        self.first.lerp_(gradient, 1 - self.beta1)
-        self.second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-        change = self.first / self.second.sqrt().add_(self.epsilon)
+    def update(self, learning_rate: float, divisor: Tensor) -> None:
+        weights, gradient, first, second = self.piece
+        gradient.div_(divisor)
+        first.lerp_(gradient, 1 - self.beta1)
+        second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        change = first / second.sqrt().add_(self.epsilon)
         if self.decay:
-            change.add_(self.weights.data, alpha=self.decay)
-        self.weights.data.add_(change, alpha=-learning_rate)
+            change.add_(weights, alpha=self.decay)
+        weights.add_(change, alpha=-learning_rate)
+        gradient.zero_()

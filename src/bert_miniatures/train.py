@@ -5,8 +5,8 @@ epoch). A state is therefore the weights, the moments and a number, and an inter
 uninterrupted one bit for bit on a CPU with the same number of threads.
 """
 
+import gc
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -16,16 +16,19 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bert_miniatures.beside import Beside, Process, Thread, Work, can_fork
 from bert_miniatures.config import TrainConfig
 from bert_miniatures.data.batches import Batches
-from bert_miniatures.model import Bert
+from bert_miniatures.model import Bert, twin
 from bert_miniatures.objectives import Objective
 from bert_miniatures.optim import Optimizer, learning_rate
 
 __all__ = ["Progress", "TrainState", "train"]
 
 _Lookups = list[tuple[Tensor, Tensor]]
-_SMALLEST = 4  # rows; fewer are not worth two threads
+_SMALLEST = 2  # rows of a part; fewer are not worth a process
+_MOST = 4  # parts
+_SMALL = 32_000_000  # weights beside the word table; the operations of larger models are long enough to be shared
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,16 @@ class TrainState:
     Args:
         model: where it should be trained, its device included.
         config: of the optimizer.
+
+    Attributes:
+        parts: in how many parts a batch is computed side by side: the number of torch's threads when this is made, at
+            most 4; 1 on a GPU, for large models and where torch.distributed is up. Dropout depends on it.
     """
 
     def __init__(self, model: Bert, config: TrainConfig) -> None:
         self.model = model
-        self.optimizer = Optimizer(model, config)
+        self.parts = _parts(model, config)
+        self.optimizer = Optimizer(model, config, self.parts)
         self.step = 0
 
     def tensors(self) -> dict[str, Tensor]:
@@ -88,9 +96,9 @@ def train(state: TrainState, objective: Objective, batches: Batches, config: Tra
         Progress after each update. Where torch.distributed is up, each process computes its share of every batch and
         all yield the same.
     """
-    device = next(state.model.parameters()).device
     steps = batches.per_epoch * config.epochs
-    with _Gradients(state, objective, batches, config, device) as gradients:
+    gc.freeze()  # a collection would look at every object of every imported module, a twentieth of the time
+    with _Gradients(state, objective, batches, config) as gradients:
         while state.step < steps:
             epoch, done = divmod(state.step, batches.per_epoch)
             for index, rows in enumerate(batches.rows(epoch)[done:], start=done):
@@ -98,75 +106,30 @@ def train(state: TrainState, objective: Objective, batches: Batches, config: Tra
                 state.model.train()  # the caller may have evaluated
                 with gradients.threads():
                     total, weight = gradients.of(rows)
-                    norm = state.optimizer.step(rate, weight, gradients.halves)
+                    norm = state.optimizer.step(rate, weight, [one.beside for one in gradients.twins])
                 state.step += 1
                 ended = index + 1 == batches.per_epoch
                 yield Progress(state.step, steps, epoch + 1, ended, total / weight, norm, rate, len(rows))
 
 
-class _Gradients:
-    """Computes the summed gradient of a batch; on a CPU two threads compute a half each.
-
-    The operations of a small model are too short to be split: two threads that share each operation are less than
-    twice as fast as one, two that have half of the batch each are nearly so. Both add into the same gradients, and
-    a sum of two does not depend on which came first. Rows of the word table are added afterwards, in a fixed order.
-    """
+class _Part:
+    """Computes the summed gradient of some rows of a batch, with a model of its own."""
 
     def __init__(
-        self, state: TrainState, objective: Objective, batches: Batches, config: TrainConfig, device: torch.device
+        self, number: int, model: Bert, table: Tensor, objective: Objective, batches: Batches, config: TrainConfig
     ) -> None:
-        self.state, self.objective, self.batches, self.config = state, objective, batches, config
-        self.device = device
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.mixed = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        self.available = torch.get_num_threads()
-        self.collects = config.exact_speedups and device.type == "cpu"
-        self.halves = ThreadPoolExecutor(2) if self.collects and self.available > 1 else None
+        self.number, self.model, self.objective, self.batches, self.config = number, model, objective, batches, config
+        self.table = table  # where the gradients of looked-up words go
+        self.device = table.device
+        self.mixed = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
+        self.collects = config.exact_speedups and self.device.type == "cpu"
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        model.accumulate_in_place()
 
-    def __enter__(self) -> "_Gradients":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.halves is not None:
-            self.halves.shutdown()
-
-    @contextmanager
-    def threads(self) -> Iterator[None]:
-        """Keep torch from sharing single operations of this thread where the two halves are the parallel work."""
-        if self.halves is None:
-            yield
-            return
-        torch.set_num_threads(max(1, self.available // 2))
-        try:
-            yield
-        finally:
-            torch.set_num_threads(self.available)  # for what the caller does between updates
-
-    def of(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return the summed loss and its weight over all processes; the gradients are in the optimizer."""
-        self.state.optimizer.zero()
-        mine = rows[self.rank :: self.world]
-        if self.halves is None or len(mine) < _SMALLEST:
-            parts = [self._part(mine, 0)]
-        else:
-            work = [self.halves.submit(self._half, mine[part::2], part) for part in (0, 1)]
-            parts = [one.result() for one in work]
-        total = torch.stack([part[0] for part in parts]).sum()
-        weight = torch.stack([part[1] for part in parts]).sum()
-        if self.collects:
-            self._add_lookups([lookup for part in parts for lookup in part[2]])
-        if self.world > 1:
-            for tensor in (*self.state.optimizer.gradients(), total, weight):
-                dist.all_reduce(tensor)
-        return total, weight
-
-    def _half(self, rows: npt.NDArray[np.int64], part: int) -> tuple[Tensor, Tensor, _Lookups]:
-        torch.set_num_threads(max(1, self.available // 2))  # of this thread alone
-        return self._part(rows, part)
-
-    def _part(self, rows: npt.NDArray[np.int64], part: int) -> tuple[Tensor, Tensor, _Lookups]:
-        model, device = self.state.model, self.device
-        model.noise.seed(self.config.seed, self.state.step, self.rank, part)
+    def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, _Lookups]:
+        """Add to the gradients of the model; return the summed loss, its weight, and the words that were looked up."""
+        model, device = self.model, self.device
+        model.noise.seed(self.config.seed, step, self.rank, self.number)
         total, weight = torch.zeros((), device=device), torch.zeros((), device=device)
         collecting: AbstractContextManager[_Lookups] = model.embed.word.collecting()
         with collecting if self.collects else nullcontext(_Lookups()) as lookups:
@@ -179,9 +142,110 @@ class _Gradients:
         return total, weight, lookups
 
     @torch.no_grad()
-    def _add_lookups(self, lookups: _Lookups) -> None:
-        table = self.state.model.embed.word.weight.grad
-        assert table is not None
+    def add(self, lookups: _Lookups) -> None:
         for ids, rows in lookups:
             assert rows.grad is not None
-            table.index_add_(0, ids.reshape(-1), rows.grad.reshape(-1, rows.shape[-1]))
+            self.table.index_add_(0, ids.reshape(-1), rows.grad.reshape(-1, rows.shape[-1]))
+
+
+class _Twin:
+    """Computes a part of each batch beside the main thread, into gradients of its own."""
+
+    def __init__(
+        self, number: int, state: TrainState, objective: Objective, batches: Batches, config: TrainConfig
+    ) -> None:
+        other = twin(state.model)
+        self.own = state.optimizer.gradients_of(other)
+        table = other.embed.word.weight.grad
+        assert table is not None
+        self.table = table
+        # With a masked-language head the word table has a dense gradient too; otherwise looked-up rows are all of it.
+        self.dense = "mlm" in other.groups
+        self.skipped = 0 if self.dense else table.numel()  # the word table is the first of the weights that decay
+        self.words = torch.empty(0, dtype=torch.int64)  # the rows of the table that are not 0
+        self.part = _Part(number, other, table, objective, batches, config)
+        work: Work = {"gradients": self.gradients, "update": state.optimizer.update}
+        self.beside: Beside = Process(work) if can_fork() else Thread(work)
+
+    def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[float, float, npt.NDArray[np.int64]]:
+        """Compute beside the main thread; return the summed loss, its weight, and which words were looked up."""
+        decays, others = self.own
+        decays[self.skipped :].zero_()
+        others.zero_()
+        self.table.index_fill_(0, self.words, 0.0)
+        total, weight, lookups = self.part.gradients(step, rows)
+        self.part.add(lookups)
+        words = torch.cat([ids.reshape(-1) for ids, _ in lookups])
+        self.words = words.unique()  # type: ignore[no-untyped-call]
+        return float(total), float(weight), self.words.numpy()
+
+    def add_to(self, gradients: list[Tensor], table: Tensor, words: Tensor) -> None:
+        """Add what was computed last."""
+        for whole, own, start in zip(gradients, self.own, (self.skipped, 0), strict=True):
+            whole[start:].add_(own[start:])
+        if not self.dense:
+            table.index_add_(0, words, self.table[words])
+
+
+class _Gradients:
+    """Computes the summed gradient of a batch; on a CPU several processes compute a part of a small model's batch each.
+
+    The operations of a small model are too short to be shared by threads. Each part has its dropout and its gradients;
+    they are added in the order of the parts. The numbers depend on the number of parts, not on who computes them.
+    """
+
+    def __init__(self, state: TrainState, objective: Objective, batches: Batches, config: TrainConfig) -> None:
+        self.state = state
+        table = state.model.embed.word.weight.grad
+        assert table is not None
+        self.part = _Part(0, state.model, table, objective, batches, config)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.available = torch.get_num_threads()
+        self.twins = [_Twin(i, state, objective, batches, config) for i in range(1, state.parts)]
+
+    def __enter__(self) -> "_Gradients":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self.twins:
+            one.beside.close()
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Keep torch from sharing single operations among threads where the parts are the parallel work."""
+        if not self.twins:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(self.available)  # for what the caller does between updates
+
+    def of(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return the summed loss and its weight over all processes; the gradients are in the optimizer."""
+        mine, step = rows[self.rank :: self.world], self.state.step
+        twins = self.twins[: max(0, len(mine) // _SMALLEST - 1)]
+        for number, one in enumerate(twins, start=1):
+            one.beside.ask("gradients", step, mine[number :: len(twins) + 1])
+        total, weight, lookups = self.part.gradients(step, mine[:: len(twins) + 1])
+        gradients = self.state.optimizer.gradients()
+        for one in twins:
+            more_total, more_weight, words = one.beside.answer()
+            total += more_total
+            weight += more_weight
+            one.add_to(gradients, self.part.table, torch.from_numpy(words))
+        self.part.add(lookups)
+        if self.world > 1:
+            for tensor in (*gradients, total, weight):
+                dist.all_reduce(tensor)
+        return total, weight
+
+
+def _parts(model: Bert, config: TrainConfig) -> int:
+    """Return in how many parts a batch is computed side by side."""
+    device = next(model.parameters()).device
+    if not config.exact_speedups or device.type != "cpu" or (dist.is_initialized() and dist.get_world_size() > 1):
+        return 1
+    weights = sum(p.numel() for p in model.parameters()) - model.embed.word.weight.numel()
+    return min(torch.get_num_threads(), _MOST) if weights <= _SMALL else 1

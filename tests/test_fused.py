@@ -1,0 +1,74 @@
+"""The layer with a backward pass of its own against the layer as autograd records it."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bert_miniatures.config import ModelConfig
+from bert_miniatures.model import Bert, build
+
+ROWS, POSITIONS, WIDTH = 5, 7, 12
+
+
+def encoder(dropout: float, activation: str = "gelu") -> Bert:
+    config = ModelConfig(vocab_size=29, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=3,
+                         intermediate_size=19, max_position_embeddings=11, hidden_act=activation,
+                         hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)  # fmt: skip
+    model = build(config, groups={"pooler", "head"}, classes=3, seed=1).double()
+    drawn = torch.Generator().manual_seed(2)
+    for parameter in model.parameters():  # biases and norms too, none of them 0 or 1
+        parameter.data = torch.randn(parameter.shape, generator=drawn, dtype=torch.float64) * 0.5
+    return model.train()
+
+
+def padding(kind: str) -> Tensor | None:
+    lengths = torch.tensor([7, 3, 1, 7, 5])
+    real = torch.arange(POSITIONS) < lengths[:, None]
+    if kind == "none":
+        return None
+    if kind == "rows":
+        return torch.zeros(ROWS, 1, 1, POSITIONS).double().masked_fill_(~real[:, None, None], -math.inf)
+    groups = torch.tensor([1, 1, 1, 2, 2, 3, 3]).expand(ROWS, -1)  # several texts in one row
+    apart = groups[:, None, :, None] != groups[:, None, None, :]
+    return torch.zeros(ROWS, 1, POSITIONS, POSITIONS).double().masked_fill_(apart, -math.inf)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("mask", ["none", "rows", "packed"])
+def test_outputs_and_gradients_are_those_of_autograd(mask, first_only, dropout, activation):
+    model = encoder(dropout, activation)
+    layer, wide = model.layers[0], padding(mask)
+    found = []
+    for fused in (False, True):
+        x = torch.randn(ROWS, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        x.requires_grad_()
+        model.noise.seed(7)  # both draw the same numbers in the same order
+        y = layer(x, wide, first_only, fused)
+        weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+        found.append((y, *torch.autograd.grad(y, [x, *layer.parameters()], weights)))
+    names = ["y", "x", *(name for name, _ in layer.named_parameters())]
+    for name, expected, actual in zip(names, *found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_a_second_backward_pass_is_refused():
+    """The first one writes on what it has read; a second one must not give wrong gradients."""
+    model = encoder(0.0)
+    y = model(torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) % 29).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_only_training_on_a_cpu_is_fused():
+    model = encoder(0.0)
+    ids = torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) % 29
+    assert "_LayerBackward" in type(model(ids).grad_fn).__name__
+    model.exact_speedups = False
+    assert "_LayerBackward" not in type(model(ids).grad_fn).__name__
+    model.exact_speedups = True
+    assert "_LayerBackward" not in type(model.eval()(ids).grad_fn).__name__
