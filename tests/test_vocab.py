@@ -1,5 +1,6 @@
 """`miniatures vocab`: the same bytes on every run, BERT's layout, pieces as the trainer of `tokenizers` finds them."""
 
+import doctest
 import hashlib
 import json
 import random
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from bert_miniatures import pieces
+from bert_miniatures.data import corpus, instances, sentences
 from bert_miniatures.data.corpus import documents, open_corpus
 from bert_miniatures.errors import ConfigError, DataError, OutputExists
 from bert_miniatures.pieces import count_words, learn_pieces, learn_vocabulary
@@ -111,6 +113,13 @@ def test_the_same_bytes_on_every_run_order_of_files_and_thread_count(tmp_path):
         found.append(digest(out))
     assert found[0] == found[1] == found[2]
     assert set(found[0]) == {"vocab.txt", "tokenizer.json", "tokenizer_config.json"}
+
+
+@pytest.mark.parametrize("module", [pieces, corpus, instances, sentences])
+def test_the_examples_in_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
 
 
 def test_the_official_layout(text, tmp_path):

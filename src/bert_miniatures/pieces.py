@@ -193,7 +193,7 @@ def learn_pieces(counts: Counter[str], size: int) -> Learnt:
     Example:
         >>> learnt = learn_pieces(Counter({"low": 5, "lower": 3, "!": 2}), 50)
         >>> learnt.pieces[5:]
-        ['!', 'e', 'l', 'o', 'r', 'w', '##e', '##l', '##o', '##r', '##w', '##ow', 'low', '##er', 'lower']
+        ['!', 'e', 'l', 'o', 'r', 'w', '##e', '##l', '##o', '##r', '##w', 'lo', 'low', '##er', 'lower']
     """
     _check_size(size)
     special = _special_pieces(size)
