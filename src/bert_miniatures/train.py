@@ -6,9 +6,10 @@ uninterrupted one bit for bit on a CPU with the same number of threads.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +19,11 @@ from torch import Tensor
 
 from bert_miniatures.beside import Beside, Process, Thread, Work, can_fork
 from bert_miniatures.config import TrainConfig
-from bert_miniatures.data.batches import Batches
 from bert_miniatures.model import Bert, twin
 from bert_miniatures.objectives import Objective
 from bert_miniatures.optim import Optimizer, learning_rate
 
-__all__ = ["Progress", "TrainState", "train"]
+__all__ = ["Progress", "Source", "TrainState", "train"]
 
 _Lookups = list[tuple[Tensor, Tensor]]
 _SMALLEST = 2  # rows of a part; fewer are not worth a process
@@ -84,24 +84,39 @@ class TrainState:
         self.step = step
 
 
-def train(state: TrainState, objective: Objective, batches: Batches, config: TrainConfig) -> Iterator[Progress]:
+class Source(Protocol):
+    """Training batches in their order: Batches, or PretrainBatches."""
+
+    per_epoch: int
+
+    def rows(self, epoch: int) -> Sequence[npt.NDArray[np.int64]]:
+        """Return the rows of each batch of an epoch."""
+
+    def micro(self, rows: npt.NDArray[np.int64], size: int | None) -> Iterator[Any]:
+        """Collate rows, at most `size` at a time."""
+
+
+def train(
+    state: TrainState, objective: Objective, batches: Source, config: TrainConfig, steps: int | None = None
+) -> Iterator[Progress]:
     """Update the model until `config.epochs` passes are done, from wherever `state` stands.
 
     Args:
         state: model and optimizer; changed in place.
         objective: maps (model, micro-batch) to a summed loss and its weight.
         batches: the training set in its order.
+        steps: updates of the whole run, which set the schedule; None means `config.epochs` passes.
 
     Yields:
         Progress after each update. Where torch.distributed is up, each process computes its share of every batch and
         all yield the same.
     """
-    steps = batches.per_epoch * config.epochs
+    steps = batches.per_epoch * config.epochs if steps is None else steps
     gc.freeze()  # a collection would look at every object of every imported module, a twentieth of the time
     with _Gradients(state, objective, batches, config) as gradients:
         while state.step < steps:
             epoch, done = divmod(state.step, batches.per_epoch)
-            for index, rows in enumerate(batches.rows(epoch)[done:], start=done):
+            for index, rows in enumerate(batches.rows(epoch)[done : done + steps - state.step], start=done):
                 rate = learning_rate(config, state.step, steps)
                 state.model.train()  # the caller may have evaluated
                 with gradients.threads():
@@ -116,7 +131,7 @@ class _Part:
     """Computes the summed gradient of some rows of a batch, with a model of its own."""
 
     def __init__(
-        self, number: int, model: Bert, table: Tensor, objective: Objective, batches: Batches, config: TrainConfig
+        self, number: int, model: Bert, table: Tensor, objective: Objective, batches: Source, config: TrainConfig
     ) -> None:
         self.number, self.model, self.objective, self.batches, self.config = number, model, objective, batches, config
         self.table = table  # where the gradients of looked-up words go
@@ -152,7 +167,7 @@ class _Twin:
     """Computes a part of each batch beside the main thread, into gradients of its own."""
 
     def __init__(
-        self, number: int, state: TrainState, objective: Objective, batches: Batches, config: TrainConfig
+        self, number: int, state: TrainState, objective: Objective, batches: Source, config: TrainConfig
     ) -> None:
         other = twin(state.model)
         self.own = state.optimizer.gradients_of(other)
@@ -194,7 +209,7 @@ class _Gradients:
     they are added in the order of the parts. The numbers depend on the number of parts, not on who computes them.
     """
 
-    def __init__(self, state: TrainState, objective: Objective, batches: Batches, config: TrainConfig) -> None:
+    def __init__(self, state: TrainState, objective: Objective, batches: Source, config: TrainConfig) -> None:
         self.state = state
         table = state.model.embed.word.weight.grad
         assert table is not None
