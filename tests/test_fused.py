@@ -37,22 +37,51 @@ def padding(kind: str) -> Tensor | None:
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("asking", ["all", "first", "picked"])
 @pytest.mark.parametrize("mask", ["none", "rows", "packed"])
-def test_outputs_and_gradients_are_those_of_autograd(mask, first_only, dropout, activation):
+def test_outputs_and_gradients_are_those_of_autograd(mask, asking, dropout, activation):
     model = encoder(dropout, activation)
     layer, wide = model.layers[0], padding(mask)
+    picked = None
+    if asking == "picked":
+        picked = torch.tensor([[0, 3, 6], [7, 8, 7], [14, 14, 14], [22, 23, 27], [30, 31, 28]])
+        if mask == "packed":
+            wide = wide.flatten(0, 2)[picked][:, None]
+    only = {"first_only": asking == "first", "picked": picked}
     found = []
     for fused in (False, True):
         x = torch.randn(ROWS, POSITIONS, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         x.requires_grad_()
         model.noise.seed(7)  # both draw the same numbers in the same order
-        y = layer(x, wide, first_only, fused)
+        y = layer(x, wide, **only, fused=fused)
         weights = torch.randn(y.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
         found.append((y, *torch.autograd.grad(y, [x, *layer.parameters()], weights)))
     names = ["y", "x", *(name for name, _ in layer.named_parameters())]
     for name, expected, actual in zip(names, *found, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_wanted_places_are_those_of_the_whole(packed, training):
+    model = encoder(0.0).train(training)
+    ids = torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) % 29
+    wanted = torch.tensor([0, 2, 6, 7, 14, 15, 16, 17, 33])  # one row lacks any
+    more = {"mask": torch.arange(POSITIONS) < torch.tensor([7, 3, 4, 7, 6])[:, None]}
+    if packed:
+        groups = torch.tensor([1, 1, 1, 2, 2, 2, 0]).expand(ROWS, -1)
+        more = {"groups": groups, "positions": torch.tensor([0, 1, 2, 0, 1, 2, 0]).expand(ROWS, -1)}
+    found = {}
+    for exact in (False, True):
+        model.exact_speedups = exact
+        y = model(ids, wanted=wanted, **more)
+        gradients = torch.autograd.grad(y.pow(3).sum(), [p for n, p in model.named_parameters() if "layers" in n])
+        found[exact] = (y, *gradients)
+    for a, b in zip(found[True], found[False], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    if packed:  # the texts of a row do not see each other
+        alone = model(ids[:1, 3:6])
+        torch.testing.assert_close(model(ids, **more)[0, 3:6], alone[0], rtol=1e-9, atol=1e-10)
 
 
 def test_a_second_backward_pass_is_refused():

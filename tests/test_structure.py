@@ -26,7 +26,7 @@ LAYERS = [
      "data.instances"},
     {"predict"},
     # ------------------------------------------------------------------------------ torch starts here
-    {"noise", "fused", "beside", "state", "distributed", "data.batches", "data.pretraining"},
+    {"noise", "fused", "masked_loss", "beside", "state", "distributed", "data.batches", "data.pretraining"},
     {"model", "optim"},
     {"objectives", "load", "evaluate"},
     {"train", "predict_torch", "recipes.loading", "recipes.method"},

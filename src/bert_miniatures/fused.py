@@ -31,8 +31,8 @@ class Drawn(NamedTuple):
     """Dropout of one layer: what each element is multiplied with, 0 or 1 / (1 - p); None where p is 0.
 
     Attributes:
-        shares: of the attention shares, [B, N, T, T]; with first_only [B, N, T].
-        attended: of the attention output, [R, D]; with first_only [B, D].
+        shares: of the attention shares, [B, N, T, T]; with first_only [B, N, T]; with picked [B, N, M, T].
+        attended: of the attention output, [R, D]; with first_only [B, D]; with picked [B M, D].
         down: of the feed-forward output, likewise.
     """
 
@@ -48,13 +48,16 @@ def layer(
     settings: Settings,
     weights: Weights,
     *,
-    first_only: bool,
+    first_only: bool = False,
+    picked: Tensor | None = None,
     accumulate: bool = False,
 ) -> Tensor:
-    """Map [B, T, D] to [B, T, D], or to [B, 1, D] where only the first position is wanted.
+    """Map [B, T, D] to [B, T, D], or to [B, 1, D] or [B, M, D] where the first or M picked positions are wanted.
 
     Args:
-        mask: added to the attention scores, 0 or -inf, [B, 1, 1, T] or [B, 1, T, T]; None where nothing is masked.
+        mask: added to the attention scores, 0 or -inf, [B, 1, 1, T] or [B, 1, Q, T] with Q positions that ask; None
+            where nothing is masked.
+        picked: places in the flattened [B T], [B, M].
         weights: weight and bias of qkv, attended, attended_norm, up, down, norm, in this order.
         accumulate: add the gradients of the weights to their `.grad` in the matrix products themselves, instead of
             making them and letting autograd add them. `x` must need a gradient.
@@ -64,7 +67,7 @@ def layer(
         weights = tuple(weight.detach() for weight in weights)
     else:
         sums = None
-    y: Tensor = _Layer.apply(x, mask, drawn, settings, first_only, sums, *weights)  # type: ignore[no-untyped-call]
+    y: Tensor = _Layer.apply(x, mask, drawn, settings, first_only, picked, sums, *weights)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -77,6 +80,7 @@ class _Layer(torch.autograd.Function):
         drawn: Drawn,
         s: Settings,
         first_only: bool,
+        picked: Tensor | None,
         sums: Weights | None,
         *weights: Tensor,
     ) -> Tensor:
@@ -86,11 +90,15 @@ class _Layer(torch.autograd.Function):
         if first_only:
             context, attention = _attend_first(x, mask, drawn.shares, s.heads, qkv, qkv_bias)
             residual = x[:, 0]
+        elif picked is not None:
+            residual = x.view(b * t, d).index_select(0, picked.view(-1))
+            context, attention = _attend_picked(x, residual, mask, drawn.shares, s.heads, qkv, qkv_bias)
         else:
             context, attention = _attend(x, mask, drawn.shares, s.heads, qkv, qkv_bias)
             residual = x.view(b * t, d)
         y, kept = _transform(residual, context, drawn, s, rest)
-        ctx.settings, ctx.drawn, ctx.first_only, ctx.sums, ctx.parts = s, drawn, first_only, sums, len(attention)
+        ctx.settings, ctx.drawn, ctx.first_only, ctx.picked = s, drawn, first_only, picked
+        ctx.sums, ctx.parts = sums, len(attention)
         ctx.save_for_backward(x, *weights, *attention, *kept)
         return y.view(b, -1, d)
 
@@ -105,10 +113,12 @@ class _Layer(torch.autograd.Function):
         if ctx.first_only:
             dx = _attend_first_back(dcontext, x, shares_drawn, heads, qkv, qkv_bias, attention, sums)
             dx[:, 0] += dresidual
+        elif ctx.picked is not None:
+            dx = _attend_picked_back(dcontext, dresidual, x, ctx.picked, shares_drawn, heads, qkv, attention, sums)
         else:
             dx = _attend_back(dcontext, dresidual, x, shares_drawn, heads, qkv, attention, sums)
         gradients = (None,) * len(sums) if ctx.sums else sums
-        return (dx, None, None, None, None, None, *gradients)
+        return (dx, None, None, None, None, None, None, *gradients)
 
 
 def _attend(
@@ -156,6 +166,59 @@ def _attend_back(
     sums[0].addmm_(rows.t(), x.view(b * t, d))
     sums[1].add_(rows.sum(0))
     return dx.addmm_(rows, qkv).view(b, t, d)
+
+
+def _attend_picked(
+    x: Tensor, residual: Tensor, mask: Tensor | None, drawn: Tensor | None, heads: int, qkv: Tensor, bias: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the joined heads of the picked positions [B M, D]: queries of these, keys and values of all."""
+    b, t, d = x.shape
+    h, m = d // heads, len(residual) // b
+    q = torch.addmm(bias[:d], residual, qkv[:d].t())
+    q = q.view(b, m, heads, h).transpose(1, 2).reshape(b * heads, m, h)
+    both = torch.addmm(bias[d:], x.view(b * t, d), qkv[d:].t())  # R 2D
+    k, v = both.view(b, t, 2, heads, h).permute(2, 0, 3, 1, 4).reshape(2, b * heads, t, h)
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=h**-0.5)  # BN M T
+    if mask is not None:
+        scores.view(b, heads, m, t).add_(mask)
+    shares = torch.softmax(scores, -1, out=scores)
+    dropped = shares if drawn is None else shares * drawn.view_as(shares)
+    context = (dropped @ v).view(b, heads, m, h).transpose(1, 2).reshape(b * m, d)
+    return context, (residual, q, k, v, shares, dropped)
+
+
+def _attend_picked_back(
+    dcontext: Tensor,
+    dresidual: Tensor,
+    x: Tensor,
+    picked: Tensor,
+    drawn: Tensor | None,
+    heads: int,
+    qkv: Tensor,
+    saved: list[Tensor],
+    sums: Weights,
+) -> Tensor:
+    """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
+    residual, q, k, v, shares, dropped = saved
+    (b, t, d), m = x.shape, picked.shape[1]
+    h = d // heads
+    dout = dcontext.view(b, m, heads, h).transpose(1, 2).reshape(b * heads, m, h)
+    dboth = torch.empty(2, b * heads, t, h, dtype=x.dtype)
+    torch.bmm(dropped.transpose(1, 2), dout, out=dboth[1])
+    dshares = dout @ v.transpose(1, 2)
+    if drawn is not None:
+        dshares.mul_(drawn.view_as(dshares))
+    dscores = torch._softmax_backward_data(dshares, shares, -1, x.dtype)
+    dq = torch.baddbmm(q, dscores, k, beta=0, alpha=h**-0.5)
+    torch.baddbmm(dboth[0], dscores.transpose(1, 2), q, beta=0, alpha=h**-0.5, out=dboth[0])
+    rows = dq.view(b, heads, m, h).transpose(1, 2).reshape(b * m, d)
+    sums[0][:d].addmm_(rows.t(), residual)
+    sums[1][:d].add_(rows.sum(0))
+    dresidual.addmm_(rows, qkv[:d])
+    rows = dboth.view(2, b, heads, t, h).permute(1, 3, 0, 2, 4).reshape(b * t, 2 * d)
+    sums[0][d:].addmm_(rows.t(), x.view(b * t, d))
+    sums[1][d:].add_(rows.sum(0))
+    return (rows @ qkv[d:]).index_add_(0, picked.view(-1), dresidual).view(b, t, d)
 
 
 def _attend_first(

@@ -9,7 +9,6 @@ the table in names.py.
 """
 
 import math
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from bert_miniatures.config import ModelConfig
 from bert_miniatures.fused import Drawn, Settings
 from bert_miniatures.fused import layer as fused_layer
+from bert_miniatures.masked_loss import masked_cross_entropy
 from bert_miniatures.names import Weights, shapes
 from bert_miniatures.noise import Noise
 
@@ -29,46 +29,47 @@ __all__ = ["Bert", "build", "twin"]
 _TANH = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
-class _Words(nn.Embedding):
-    """The table of word vectors. Inside `collecting`, looked-up rows are leaves whose gradients the caller adds.
+class _Table(nn.Embedding):
+    """A table of vectors. Inside `collecting`, looked-up rows are leaves whose gradients the caller adds.
 
-    A dense gradient of the whole table is a fresh array of its size at each update, and two threads could not add
-    theirs in a fixed order. Each thread has its own list.
+    A dense gradient of the whole table would be a fresh array of its size at each update.
     """
 
     def __init__(self, rows: int, width: int) -> None:
-        super().__init__(rows, width)
-        self.local = threading.local()
+        super().__init__(rows, width, _weight=torch.empty(rows, width))  # drawing it imports torch's compiler: 1.3 s
+        self.lookups: list[tuple[Tensor, Tensor]] | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
-        lookups: list[tuple[Tensor, Tensor]] | None = getattr(self.local, "lookups", None)
-        if lookups is None:
+        if self.lookups is None:
             return F.embedding(ids, self.weight)
         rows = F.embedding(ids, self.weight.detach()).requires_grad_()
-        lookups.append((ids, rows))
+        self.lookups.append((ids, rows))
         return rows
 
     @contextmanager
     def collecting(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield the list of (ids [B, T], rows [B, T, D]) that this thread looks up inside the block."""
-        self.local.lookups = []
+        """Yield the list of (ids [B, T], rows [B, T, D]) that are looked up inside the block."""
+        self.lookups = []
         try:
-            yield self.local.lookups
+            yield self.lookups
         finally:
-            self.local.lookups = None
+            self.lookups = None
 
 
 class _Embed(nn.Module):
     def __init__(self, c: ModelConfig, noise: Noise) -> None:
         super().__init__()
-        self.word = _Words(c.vocab_size, c.hidden_size)
-        self.position = nn.Embedding(c.max_position_embeddings, c.hidden_size)
-        self.segment = nn.Embedding(c.type_vocab_size, c.hidden_size)
+        self.word = _Table(c.vocab_size, c.hidden_size)
+        self.position = _Table(c.max_position_embeddings, c.hidden_size)
+        self.segment = _Table(c.type_vocab_size, c.hidden_size)
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.dropout, self.noise = c.hidden_dropout_prob, noise
 
-    def forward(self, ids: Tensor, segments: Tensor | None) -> Tensor:
-        fixed = self.position.weight[: ids.shape[1]]  # T D
+    def forward(self, ids: Tensor, segments: Tensor | None, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            fixed = self.position.weight[: ids.shape[1]]  # T D
+        else:
+            fixed = F.embedding(positions, self.position.weight)  # B T D
         if segments is None:
             fixed = fixed + self.segment.weight[0]
         x = self.word(ids) + fixed  # B T D
@@ -95,34 +96,44 @@ class _Layer(nn.Module):
         self.down = nn.Linear(c.intermediate_size, width)
         self.norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor | None, first_only: bool, fused: bool) -> Tensor:
-        """Map [B, T, D] to [B, T, D]; with `first_only` to [B, 1, D], the first position alone.
+    def forward(
+        self, x: Tensor, mask: Tensor | None, *, first_only: bool = False, picked: Tensor | None = None, fused: bool
+    ) -> Tensor:
+        """Map [B, T, D] to [B, T, D]; with `first_only` to [B, 1, D]; with `picked` to [B, M, D].
 
         Args:
-            mask: added to the scores, 0 or -inf, [B, 1, 1, T].
+            mask: added to the scores, 0 or -inf, [B, 1, 1, T], or [B, 1, Q, T] where Q positions ask.
+            first_only: only the first position is wanted.
+            picked: only these positions are wanted: places in the flattened [B T], [B, M].
             fused: record the layer as one node with its own backward pass; the numbers are the same.
         """
         if fused:
-            return self._fused(x, mask, first_only)
-        a = self._attend_first(x, mask) if first_only else self._attend(x, mask)
+            return self._fused(x, mask, first_only, picked)
         if first_only:
-            x = x[:, :1]
+            a, x = self._attend_first(x, mask), x[:, :1]
+        elif picked is not None:
+            asking = x.reshape(-1, x.shape[2])[picked]  # B M D
+            a, x = self._attend_picked(x, asking, mask), asking
+        else:
+            a = self._attend(x, mask)
         x = self.attended_norm(x + self._drop(self.attended(a)))
         f = self.down(F.gelu(self.up(x), approximate=self.tanh))
         normed: Tensor = self.norm(x + self._drop(f))
         return normed
 
-    def _fused(self, x: Tensor, mask: Tensor | None, first_only: bool) -> Tensor:
+    def _fused(self, x: Tensor, mask: Tensor | None, first_only: bool, picked: Tensor | None) -> Tensor:
         (b, t, d), n = x.shape, self.heads
+        asking = 1 if first_only else t if picked is None else picked.shape[1]
         shares = hidden = None
         if self.training and self.attention_dropout:
-            shares = self.noise.factors(self.attention_dropout, b, n, *((t,) if first_only else (t, t)))
+            shares = self.noise.factors(self.attention_dropout, b, n, *((t,) if first_only else (asking, t)))
         if self.training and self.dropout:
-            hidden = self.noise.factors(self.dropout, 2, b if first_only else b * t, d)
+            hidden = self.noise.factors(self.dropout, 2, b * asking, d)
         drawn = Drawn(shares, *((None, None) if hidden is None else hidden))
         parts = (self.qkv, self.attended, self.attended_norm, self.up, self.down, self.norm)
         weights = tuple(parameter for part in parts for parameter in (part.weight, part.bias))
-        return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, accumulate=self.accumulate)
+        add = self.accumulate
+        return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, picked=picked, accumulate=add)
 
     def _drop(self, x: Tensor) -> Tensor:
         return self.noise.dropout(x, self.dropout, self.training)
@@ -130,13 +141,25 @@ class _Layer(nn.Module):
     def _attend(self, x: Tensor, mask: Tensor | None) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # B N T H
-        if self.training and self.attention_dropout and x.device.type == "cpu":
+        return self._mix(q, k, v, mask)
+
+    def _attend_picked(self, x: Tensor, asking: Tensor, mask: Tensor | None) -> Tensor:
+        b, t, d = x.shape
+        weight, bias = self.qkv.weight, self.qkv.bias
+        q = F.linear(asking, weight[:d], bias[:d]).view(b, -1, self.heads, d // self.heads).transpose(1, 2)  # B N M H
+        both = F.linear(x, weight[d:], bias[d:])
+        k, v = both.view(b, t, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)  # B N T H
+        return self._mix(q, k, v, mask)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the joined heads [B, Q, D] of queries [B, N, Q, H] over keys and values [B, N, T, H]."""
+        if self.training and self.attention_dropout and q.device.type == "cpu":
             scores = q @ k.transpose(2, 3) * self.scale  # B N T T
             a = self._shares(scores if mask is None else scores + mask) @ v
         else:
             dropout = self.attention_dropout if self.training else 0.0
             a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        joined: Tensor = a.transpose(1, 2).reshape(b, t, d)
+        joined: Tensor = a.transpose(1, 2).reshape(len(q), q.shape[2], -1)
         return joined
 
     def _shares(self, scores: Tensor) -> Tensor:
@@ -170,9 +193,17 @@ class _MaskedLM(nn.Module):
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(c.vocab_size))
 
+    def transform(self, x: Tensor) -> Tensor:
+        normed: Tensor = self.norm(F.gelu(self.dense(x), approximate=self.tanh))
+        return normed
+
     def forward(self, x: Tensor, words: Tensor) -> Tensor:
-        x = self.norm(F.gelu(self.dense(x), approximate=self.tanh))
-        return F.linear(x, words, self.bias)  # M V; the projection is the word embedding's table
+        return F.linear(self.transform(x), words, self.bias)  # M V; the projection is the word embedding's table
+
+    def loss(self, x: Tensor, words: Tensor, targets: Tensor, frugal: bool) -> Tensor:
+        if frugal:
+            return masked_cross_entropy(self.transform(x), words, self.bias, targets)
+        return F.cross_entropy(self(x, words).float(), targets, reduction="sum")
 
 
 class Bert(nn.Module):
@@ -217,7 +248,15 @@ class Bert(nn.Module):
         self.head_dropout = config.hidden_dropout_prob if dropout is None else dropout
 
     def forward(
-        self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None, *, first_only: bool = False
+        self,
+        ids: Tensor,
+        segments: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        positions: Tensor | None = None,
+        groups: Tensor | None = None,
+        first_only: bool = False,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Encode.
 
@@ -225,21 +264,34 @@ class Bert(nn.Module):
             ids: word pieces, integers [B, T].
             segments: 0 or 1 per position [B, T]; None where all are 0.
             mask: true at real positions, bool [B, T]; None where nothing is padded.
+            positions: of each piece in its text, [B, T]; None where rows hold one text each, from 0 on.
+            groups: number of each position's text, [B, T], where rows hold several: none sees another. Replaces `mask`.
             first_only: return only the first position; the last layer does no other work.
+            wanted: return only these places of the flattened [B T], ascending, [K]; the last layer does little else.
 
         Returns:
-            Hidden states of the last layer, [B, T, D] or [B, 1, D].
+            Hidden states of the last layer, [B, T, D]; [B, 1, D] with `first_only`; [K, D] with `wanted`.
         """
-        x: Tensor = self.embed(ids, segments)
+        x: Tensor = self.embed(ids, segments, positions)
         wide = None
-        if mask is not None:  # 0 at real positions, -inf at padded ones; B 1 1 T
-            wide = torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_fill_(~mask, -math.inf)[:, None, None]
+        if groups is not None:
+            wide = _barred(groups[:, :, None] != groups[:, None, :], x)[:, None]  # B 1 T T
+        elif mask is not None:
+            wide = _barred(~mask, x)[:, None, None]  # B 1 1 T
         fused = self.exact_speedups and self.training and x.device.type == "cpu"
         fused = fused and not torch.is_autocast_enabled("cpu")
-        last = len(self.layers) - 1
-        for i, layer in enumerate(self.layers):
-            x = layer(x, wide, first_only and i == last, fused)
-        return x
+        *others, last = self.layers
+        for layer in others:
+            x = layer(x, wide, fused=fused)
+        if wanted is None:
+            encoded: Tensor = last(x, wide, first_only=first_only, fused=fused)
+            return encoded
+        if not self.exact_speedups:
+            return last(x, wide, fused=fused).flatten(0, 1)[wanted]  # type: ignore[no-any-return]
+        picked, where = _by_row(wanted, *ids.shape)
+        if groups is not None and wide is not None:
+            wide = wide.flatten(0, 2)[picked][:, None]  # B 1 M T
+        return last(x, wide, picked=picked, fused=fused).flatten(0, 1)[where]  # type: ignore[no-any-return]
 
     def pooled(self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return tanh of the pooler on the first position, [B, D]."""
@@ -257,9 +309,16 @@ class Bert(nn.Module):
         logits: Tensor = self.mlm(hidden, self.embed.word.weight)
         return logits
 
-    def next_sentence(self, hidden: Tensor) -> Tensor:
-        """Return the two logits "b follows a" and "b is from elsewhere", [B, 2], from hidden states [B, T, D]."""
-        logits: Tensor = self.nsp(torch.tanh(self.pooler(hidden[:, 0])))
+    def masked_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed cross-entropy of the pieces [M] behind the hidden states [M, D] of masked positions."""
+        frugal = self.exact_speedups and self.training and hidden.device.type == "cpu"
+        frugal = frugal and hidden.dtype == torch.float32
+        loss: Tensor = self.mlm.loss(hidden, self.embed.word.weight, targets, frugal)
+        return loss
+
+    def next_sentence(self, first: Tensor) -> Tensor:
+        """Return the two logits "b follows a" and "b is from elsewhere", [I, 2], from first positions [I, D]."""
+        logits: Tensor = self.nsp(torch.tanh(self.pooler(first)))
         return logits
 
     def accumulate_in_place(self) -> None:
@@ -302,6 +361,22 @@ def build(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
+
+
+def _barred(where: Tensor, like: Tensor) -> Tensor:
+    """Return what is added to attention scores: -inf at these places, 0 elsewhere."""
+    return torch.zeros(where.shape, dtype=like.dtype, device=like.device).masked_fill_(where, -math.inf)
+
+
+def _by_row(wanted: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """Arrange ascending places of a flattened [rows, width] as [rows, M], filled up; return also where each one is."""
+    row = wanted // width
+    counts = torch.bincount(row, minlength=rows)
+    column = torch.arange(len(wanted), device=wanted.device) - (counts.cumsum(0) - counts)[row]
+    most = int(counts.max())
+    picked = (torch.arange(rows, device=wanted.device) * width)[:, None].repeat(1, most)
+    picked[row, column] = wanted
+    return picked, row * most + column
 
 
 def twin(model: Bert) -> Bert:

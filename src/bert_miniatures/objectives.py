@@ -5,16 +5,17 @@ several processes give the same update as one large batch.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bert_miniatures.data.batches import Batch
+from bert_miniatures.data.pretraining import PretrainBatch
 from bert_miniatures.model import Bert
 
-__all__ = ["Loss", "Objective", "classification", "multilabel", "regression"]
+__all__ = ["Guesses", "Loss", "Objective", "classification", "guess", "masked_lm", "multilabel", "regression"]
 
 
 class Loss(NamedTuple):
@@ -24,7 +25,7 @@ class Loss(NamedTuple):
     weight: Tensor
 
 
-Objective = Callable[[Bert, Batch], Loss]
+Objective = Callable[[Bert, Any], Loss]
 
 
 def classification(class_weights: Tensor | None = None) -> Objective:
@@ -78,3 +79,71 @@ def multilabel(class_weights: Tensor | None = None) -> Objective:
         return Loss(total, torch.tensor(float(targets.numel())))
 
     return loss
+
+
+def masked_lm() -> Objective:
+    """Cross-entropy of the masked pieces and, where there are pairs, of whether the second text follows the first.
+
+    The loss is the mean over masked pieces plus a mean over instances in which an instance counts as often as it has
+    masked pieces, so that one weight serves both and no division of a batch into parts changes the update. (Google's
+    mean counts every instance once.)
+
+    Source: google-research/bert `run_pretraining.py`.
+    """
+
+    def loss(model: Bert, batch: PretrainBatch) -> Loss:
+        hidden, first = _hidden(model, batch)
+        total = model.masked_loss(hidden, batch.targets)
+        if batch.next is not None:
+            each = F.cross_entropy(model.next_sentence(first).float(), batch.next, reduction="none")
+            total = total + (each * _masked_of_each(batch)).sum()
+        return Loss(total, torch.tensor(float(len(batch.masked))))
+
+    return loss
+
+
+class Guesses(NamedTuple):
+    """What a model makes of a batch: summed losses and how many guesses were right.
+
+    Attributes:
+        masked_loss: summed over masked pieces.
+        masked_right: guessed at the first place.
+        next_loss: summed over instances; 0 without pairs.
+        next_right: instances.
+    """
+
+    masked_loss: float
+    masked_right: int
+    next_loss: float
+    next_right: int
+
+
+@torch.inference_mode()
+def guess(model: Bert, batch: PretrainBatch) -> Guesses:
+    """Score a batch without changing anything; the model is to be in evaluation mode."""
+    hidden, first = _hidden(model, batch)
+    logits = model.masked(hidden).float()
+    lost = float(F.cross_entropy(logits, batch.targets, reduction="sum"))
+    right = int((logits.argmax(1) == batch.targets).sum())
+    if batch.next is None:
+        return Guesses(lost, right, 0.0, 0)
+    pairs = model.next_sentence(first).float()
+    found = int((pairs.argmax(1) == batch.next).sum())
+    return Guesses(lost, right, float(F.cross_entropy(pairs, batch.next, reduction="sum")), found)
+
+
+def _hidden(model: Bert, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
+    """Return the hidden states of the masked positions [M, D] and of the first position of each instance [I, D]."""
+    places, order = torch.cat([batch.masked, batch.starts]).sort()
+    extra = {"positions": batch.positions, "groups": batch.groups}
+    hidden = model(batch.ids, batch.segments, batch.mask, wanted=places, **extra)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    masked, first = hidden[back].split([len(batch.masked), len(batch.starts)])
+    return masked, first
+
+
+def _masked_of_each(batch: PretrainBatch) -> Tensor:
+    """Return how many masked pieces each instance has, float [I]; instances are in the order of their places."""
+    owner = torch.bucketize(batch.masked, batch.starts, right=True) - 1
+    return torch.bincount(owner, minlength=len(batch.starts)).to(torch.float32)
