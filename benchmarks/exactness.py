@@ -4,8 +4,8 @@
 
 Fine-tunes the model of start_model.py (batch 32, learning rate 3e-4, 4 epochs) with `miniatures sweep`, SEEDS seeds
 per task, once as it is and once with `--set train.exact_speedups=false`, which trains the plain computation: every
-position of the last layer, every word of the vocabulary, batches in random order, operations recorded by autograd one
-by one. Printed are mean, standard deviation and Welch's t-test.
+position of the last layer, every word of the vocabulary, operations recorded by autograd one by one. Printed are
+mean, standard deviation and Welch's t-test.
 """
 
 import argparse
