@@ -15,7 +15,7 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 # A module imports only from layers before its own; imports inside functions count too.
 LAYERS = [
     {"errors"},
-    {"files", "zoo", "machine", "watch", "pool"},
+    {"files", "horizon", "zoo", "machine", "watch", "pool"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "data.lines", "data.sentences",
      "data.tasks"},
     {"tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "plan", "memory",
@@ -28,10 +28,12 @@ LAYERS = [
     # ------------------------------------------------------------------------------ torch starts here
     {"noise", "fused", "masked_loss", "beside", "state", "distributed", "data.batches", "data.pretraining"},
     {"model", "optim"},
-    {"objectives", "load", "evaluate"},
-    {"train", "predict_torch", "recipes.loading", "recipes.method"},
-    {"recipes.finetune", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},
-    {"recipes.scoring", "recipes.worker", "recipes.schedule"},
+    {"objectives", "load"},
+    {"train", "evaluate", "recipes.loading", "recipes.method", "recipes.text_loading", "recipes.course",
+     "recipes.filling"},
+    {"predict_torch", "recipes.running"},
+    {"recipes.finetune", "recipes.pace", "recipes.answering", "recipes.sweep_checks", "recipes.adaptive"},
+    {"recipes.scoring", "recipes.pretrain", "recipes.worker", "recipes.schedule"},
     {"recipes.ray_engine"},
     {"recipes.sweep"},
 ]  # fmt: skip

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from bert_miniatures.errors import MiniaturesError
     from bert_miniatures.load import load
     from bert_miniatures.predict import Predictor
+    from bert_miniatures.recipes.filling import fill
     from bert_miniatures.recipes.finetune import finetune
+    from bert_miniatures.recipes.pretrain import pretrain
     from bert_miniatures.recipes.scoring import evaluate
     from bert_miniatures.tokenizer import Tokenizer
     from bert_miniatures.zoo import ZOO, Miniature
@@ -34,8 +36,10 @@ __all__ = [
     "Tokenizer",
     "convert",
     "evaluate",
+    "fill",
     "finetune",
     "load",
+    "pretrain",
 ]
 
 _HOME = {
@@ -50,15 +54,19 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "convert": "checkpoint",
     "evaluate": "recipes.scoring",
+    "fill": "recipes.filling",
     "finetune": "recipes.finetune",
     "load": "load",
+    "pretrain": "recipes.pretrain",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bert_miniatures' has no attribute '{name}'")
-    return getattr(import_module(f"bert_miniatures.{_HOME[name]}"), name)
+    found = getattr(import_module(f"bert_miniatures.{_HOME[name]}"), name)
+    globals()[name] = found  # importing a module of that name, as `load`, has put the module here
+    return found
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bert_miniatures.checkpoint import Labels
 
-__all__ = ["model_card", "versions"]
+__all__ = ["model_card", "pretraining_card", "versions"]
 
 _PACKAGES = ("bert-miniatures", "torch", "numpy", "tokenizers")
 _PIPELINE = "text-classification"
@@ -59,4 +59,41 @@ def model_card(labels: Labels, result: Mapping[str, Any]) -> str:
     ]
     if result.get("finding"):
         lines += ["", f"Note: {result['finding']}."]
+    return "\n".join(lines) + "\n"
+
+
+def pretraining_card(result: Mapping[str, Any]) -> str:
+    """Return the card of a pre-trained model: how well it guesses words and how it was made.
+
+    Args:
+        result: what result.json holds.
+    """
+    lines = ["---", "library_name: bert-miniatures", "pipeline_tag: fill-mask", "tags: [bert, miniature]", "---", ""]
+    lines += [f"# BERT, {result['layers']} layers, {result['width']} wide, pre-trained", ""]
+    parent = result["parent_sha256"]
+    start = f"From `{result['model']}` (weights SHA-256 `{parent[:16]}`)" if parent else "From random weights"
+    data, corpus = result["settings"], result["corpus"]
+    lengths = f"{data['max_length']} word pieces"
+    if data["long_share"]:
+        lengths += f", then {data['long_length']} in the last {data['long_share']:.0%} of the updates"
+    aims = f"masked words ({data['masking']} by {data['masking']}, {data['mask_share']:.0%})"
+    aims += " and next sentences" if data["next_sentence"] else ""
+    lines += [
+        f"{start}, {result['steps']} updates of {result['batch_size']} rows, {result['tokens']:,} tokens, "
+        f"{result['passes']:.2f} passes over {corpus['pieces']:,} pieces in {corpus['documents']:,} documents. "
+        f"Texts of {lengths}. Learnt: {aims}. Vocabulary of {result['pieces']:,} pieces, learning rate "
+        f"{result['learning_rate']:g}, seed {result['seed']}.",
+        "",
+    ]
+    held_out = {name: value for name, value in result["scores"].get("held_out", {}).items() if value is not None}
+    if held_out:
+        lines += [f"On {corpus['held_out']:,} held-out documents:", "", "| metric | value |", "|---|---:|"]
+        lines += [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in held_out.items()] + [""]
+    lines += [
+        "```python",
+        "from bert_miniatures import fill",
+        "",
+        'fill("path/of/this/folder", "Paris is the [MASK] of France.")',
+        "```",
+    ]
     return "\n".join(lines) + "\n"

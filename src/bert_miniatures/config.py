@@ -19,9 +19,12 @@ from bert_miniatures.files import atomic_write
 __all__ = [
     "BATCH_SIZES",
     "LEARNING_RATES",
+    "CorpusConfig",
     "DataConfig",
     "FinetuneConfig",
     "ModelConfig",
+    "PretrainConfig",
+    "PretrainTrainConfig",
     "Settings",
     "TrainConfig",
     "read_toml",
@@ -196,6 +199,94 @@ class FinetuneConfig(Settings):
     keep: Literal["last", "best"] = "last"
 
 
+class CorpusConfig(Settings):
+    """Which text, and what becomes of it: docs/pretraining.md.
+
+    Attributes:
+        corpus: .txt, .jsonl (each also as .gz .xz .zst) or .parquet files.
+        text: the key or column with the text, in .jsonl and .parquet.
+        encoding_errors: what to do with a line that is not UTF-8.
+        max_length: of an instance in word pieces, special tokens included.
+        long_length, long_share: the last updates, this share of them, read instances of `long_length` pieces.
+        next_sentence: instances are pairs, and the model learns to tell which are two texts that follow each other.
+        short_share: share of instances that are made for a random smaller length.
+        masking: "token" hides word pieces, "word" whole words.
+        mask_share: share of the pieces that are to be guessed.
+        packed: rows hold as many instances as fit.
+        hold_out: share of the documents to validate on.
+    """
+
+    corpus: tuple[Path, ...] = ()
+    text: str | None = None
+    encoding_errors: Literal["error", "replace", "skip"] = "error"
+    max_length: int = Field(default=128, ge=5)
+    long_length: int = Field(default=512, ge=5)
+    long_share: float = Field(default=0.0, ge=0, lt=1)
+    next_sentence: bool = True
+    short_share: float = Field(default=0.1, ge=0, le=1)
+    masking: Literal["token", "word"] = "token"
+    mask_share: float = Field(default=0.15, gt=0, lt=1)
+    packed: bool = False
+    hold_out: float = Field(default=0.01, ge=0, lt=1)
+
+
+class PretrainTrainConfig(TrainConfig):
+    """The optimisation of pre-training. At most one of epochs, steps, budget and schedule says how long.
+
+    Attributes:
+        batch_size: rows per update at `max_length`; at `long_length` as many fewer as they are longer.
+        learning_rate: at its highest.
+        epochs: passes over the corpus; 0: another setting says how long, or it is one pass.
+        steps: updates.
+        budget: time on the clock, as "2h"; decides the number of updates.
+        schedule: what a run with a budget left in result.json, to repeat it: (update, updates of the whole run known
+            from there on), ascending from update 0.
+        eval_every: updates between two validations; None means a tenth of the run.
+    """
+
+    learning_rate: float = Field(default=5e-4, gt=0)
+    epochs: int = Field(default=0, ge=0)
+    steps: int | None = Field(default=None, gt=0)
+    budget: str | None = None
+    schedule: tuple[tuple[int, int], ...] | None = None
+    eval_every: int | None = Field(default=None, gt=0)
+    log_every: int = Field(default=20, gt=0)
+    save_every: float = Field(default=60.0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        ways = {"epochs": self.epochs, "steps": self.steps, "budget": self.budget, "schedule": self.schedule}
+        given = [name for name, value in ways.items() if value]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say how long the run is; give one of them")
+        if self.class_weights != "none" or not self.standardise:
+            raise ValueError("class_weights and standardise are of fine-tuning; pre-training has no labels")
+        if self.schedule is not None:
+            _check_schedule(self.schedule)
+        return self
+
+
+def _check_schedule(schedule: tuple[tuple[int, int], ...]) -> None:
+    steps = [step for step, _ in schedule]
+    if steps[:1] != [0] or steps != sorted(set(steps)) or any(end < max(1, step) for step, end in schedule):
+        given = [list(pair) for pair in schedule]
+        raise ValueError(f"schedule {given} does not ascend from update 0, as [[0, 900], [300, 800]] does")
+
+
+class PretrainConfig(Settings):
+    """A pre-training run: `miniatures pretrain`.
+
+    Attributes:
+        model: a size of the 24 with `vocab`, whose weights are drawn; or any MODEL, which is trained further.
+        vocab: the folder with the tokenizer of a new model.
+    """
+
+    model: str
+    vocab: Path | None = None
+    data: CorpusConfig = CorpusConfig()
+    train: PretrainTrainConfig = PretrainTrainConfig()
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
@@ -263,4 +354,6 @@ def _sentence(error: pydantic.ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{where}' is missing"
     message = first["msg"].removeprefix("Value error, ")
+    if where and isinstance(first["input"], Mapping):  # of a section as a whole
+        return f"{where}: {message}"
     return f"{where} = {first['input']!r}: {message[0].lower()}{message[1:]}" if where else message

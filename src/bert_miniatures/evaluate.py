@@ -1,5 +1,8 @@
 """Logits in data-set order, scores, and the finding when a run went nowhere."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -7,11 +10,13 @@ import torch
 from bert_miniatures import metrics
 from bert_miniatures.data.batches import Dataset, by_length
 from bert_miniatures.data.examples import Examples
+from bert_miniatures.data.pretraining import PretrainBatch
 from bert_miniatures.data.tasks import Task
 from bert_miniatures.model import Bert
+from bert_miniatures.objectives import guess
 from bert_miniatures.predictions import Predictions
 
-__all__ = ["finding", "logits_of", "predictions_of", "prior_loss"]
+__all__ = ["evaluate_masked", "finding", "logits_of", "predictions_of", "prior_loss"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,6 +40,29 @@ def logits_of(model: Bert, data: Dataset, budget: int = 4096) -> Floats:
         batch = data.batch(rows).to(device)
         out[rows] = model.classify(batch.ids, batch.segments, batch.mask).float().cpu().numpy()
     return out
+
+
+def evaluate_masked(model: Bert, batches: Sequence[PretrainBatch]) -> dict[str, float]:
+    """Score the guesses of masked words and, where there are pairs, of next sentences.
+
+    Args:
+        model: set to evaluation here, and left so.
+        batches: at least one.
+
+    Returns:
+        "loss", the mean over masked pieces; "accuracy", the share that is right; "perplexity", exp(loss); and with
+        pairs "next_accuracy".
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    found = [guess(model, batch.to(device)) for batch in batches]
+    words, instances = sum(len(batch.masked) for batch in batches), sum(len(batch.starts) for batch in batches)
+    loss = sum(one.masked_loss for one in found) / words
+    scores = {"loss": loss, "accuracy": sum(one.masked_right for one in found) / words}
+    scores["perplexity"] = math.exp(min(loss, 700.0))  # beyond there are no numbers
+    if batches[0].next is not None:
+        scores["next_accuracy"] = sum(one.next_right for one in found) / instances
+    return scores
 
 
 def prior_loss(kind: str, labels: npt.NDArray[np.generic]) -> float:

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from bert_miniatures.watch import Watch, clock
 
-__all__ = ["ConsoleWatch", "emit_json", "note", "silence", "warn"]
+__all__ = ["ConsoleWatch", "emit_json", "lines_of_stdin", "note", "silence", "warn"]
 
 
 def note(text: str) -> None:
@@ -52,6 +53,23 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """Yield the lines of standard input, without their line ends.
+
+    Raises:
+        DataError: a line is not UTF-8.
+    """
+    from bert_miniatures.errors import DataError
+
+    if sys.stdin.isatty():
+        note("one text a line; Ctrl-D ends")
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 class ConsoleWatch(Watch):

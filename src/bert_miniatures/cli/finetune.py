@@ -1,14 +1,11 @@
 """`miniatures finetune`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from bert_miniatures.machine import Launch
+from bert_miniatures.cli.running import processes, settings_of, was_begun
 
 Files = "an own file: .csv .tsv .jsonl .parquet"
 
@@ -42,61 +39,13 @@ def finetune(
     data |= {"text": text, "pair": pair, "label": label, "kind": kind, "max_length": max_length}
     training = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "seed": seed}
     given = {"model": model, "keep": keep, "data": data, "train": training}
-    with _processes() as started:
-        if started.restarts and _was_begun(out):  # torchrun started all processes again because one was lost
+    with processes("fine-tuning") as started:
+        if started.restarts and was_begun(out):  # torchrun started all processes again because one was lost
             resume, overwrite = True, False
-        document = _document(given, config, out, resume=resume, overwrite=overwrite)
+        document = settings_of(given, config, out, resume=resume, overwrite=overwrite)
         result = _run(document, settings or [], str(config or ""), out, resume=resume, overwrite=overwrite)
         if started.rank == 0:
             _print(result, out, as_json=as_json)
-
-
-@contextmanager
-def _processes() -> Iterator["Launch"]:
-    """Join the other processes of torchrun, where there are some."""
-    from bert_miniatures.files import training_extra
-    from bert_miniatures.machine import launch
-
-    started = launch()
-    if started.world == 1:
-        yield started
-        return
-    with training_extra("fine-tuning"):
-        from bert_miniatures.distributed import joined
-    with joined(started):
-        yield started
-
-
-def _was_begun(out: Path) -> bool:
-    from bert_miniatures.files import RunFolder
-
-    return RunFolder(out).is_run()
-
-
-def _document(
-    given: dict[str, Any], config: Path | None, out: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    """Return the settings of the file, or of the run that is resumed, with the options of the command line on top."""
-    from bert_miniatures.config import read_toml
-    from bert_miniatures.errors import ConfigError
-    from bert_miniatures.files import RunFolder
-
-    if resume and overwrite:
-        raise ConfigError("--resume and --overwrite exclude each other: one keeps what is in --out, the other does not")
-    document: dict[str, Any] = read_toml(config) if config else {}
-    if resume and not config and RunFolder(out).is_run():
-        document = read_toml(RunFolder(out).config)
-    for section in ("data", "train"):
-        if not isinstance(document.get(section, {}), dict):
-            raise ConfigError(f"{config}: {section} is a section, [{section}], not a value")
-        said = {key: value for key, value in given[section].items() if value is not None}
-        document[section] = dict(document.get(section, {})) | said
-    document |= {name: given[name] for name in ("model", "keep") if given[name] is not None}
-    if "model" not in document and resume:
-        raise ConfigError(f"{out}: there is no run to resume; to begin one give --model and data too")
-    if "model" not in document:
-        raise ConfigError("no model: give --model, as in --model tiny ('miniatures models' lists them)")
-    return document
 
 
 def _run(

@@ -1,6 +1,5 @@
 """`miniatures tokenize`: what a model reads where a person reads a text."""
 
-from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -18,13 +17,13 @@ def tokenize(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Print the word pieces and ids of texts, as the model reads them."""
-    from bert_miniatures.cli.console import emit_json, warn
+    from bert_miniatures.cli.console import emit_json, lines_of_stdin, warn
     from bert_miniatures.models import resolve
     from bert_miniatures.tokenizer import Tokenizer, replace_surrogates
 
     tokenizer = Tokenizer.from_folder(resolve(model))
     rows, truncated = [], 0
-    for text in texts or _lines_of_stdin():
+    for text in texts or lines_of_stdin():
         encoded = tokenizer.encode([text], None if pair is None else [pair], max_length=max_length)
         ids = encoded.ids.tolist()
         pieces = [tokenizer.vocabulary[i] for i in ids]
@@ -40,23 +39,3 @@ def tokenize(
         emit_json({"texts": rows})
     if truncated:
         warn(f"{truncated} text{'s were' if truncated > 1 else ' was'} cut to {max_length} pieces (--max-length)")
-
-
-def _lines_of_stdin() -> Iterator[str]:
-    """Yield the lines of standard input, without their line ends.
-
-    Raises:
-        DataError: a line is not UTF-8.
-    """
-    import sys
-
-    from bert_miniatures.cli.console import note
-    from bert_miniatures.errors import DataError
-
-    if sys.stdin.isatty():
-        note("one text a line; Ctrl-D ends")
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            yield line.decode("utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise DataError(f"standard input:{number}: not UTF-8 ({error.reason} at byte {error.start})") from None

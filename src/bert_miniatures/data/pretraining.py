@@ -140,15 +140,24 @@ class PretrainBatches:
 
     def batch(self, rows: Ints) -> PretrainBatch:
         """Collate rows, all of the same chapter."""
+        known, first, members, counts = self._members(rows)
+        flat, is_second = self._flat(known.found.at(members), first + members)
+        row = np.repeat(np.arange(len(rows)), counts)
+        return self._laid_out(flat, is_second, row, known.found.random[members])
+
+    def lengths(self, rows: Ints) -> npt.NDArray[np.int32]:
+        """Return the lengths of the instances in rows of the same chapter, special tokens included."""
+        known, _, members, _ = self._members(rows)
+        return known.found.lengths[members]
+
+    def _members(self, rows: Ints) -> tuple[_Chapter, np.int64, Ints, Ints]:
+        """Return the chapter of some rows, the number of its first row, their instances, and how many each has."""
         epoch, chapter = int(rows[0]) >> _EPOCH, (int(rows[0]) >> _CHAPTER) & (2 ** (_EPOCH - _CHAPTER) - 1)
         known = self._chapter(epoch, chapter)
         local = rows & (2**_CHAPTER - 1)
         counts = known.begins[local + 1] - known.begins[local]
         places = np.arange(counts.sum()) + np.repeat(known.begins[local] - (np.cumsum(counts) - counts), counts)
-        members = known.members[places]
-        flat, is_second = self._flat(known.found.at(members), rows[0] - local[0] + members)
-        row = np.repeat(np.arange(len(rows)), counts)
-        return self._laid_out(flat, is_second, row, known.found.random[members])
+        return known, rows[0] - local[0], known.members[places], counts
 
     def epoch_rows(self, epoch: int, chapter: int) -> list[Ints]:
         """Return the rows of each batch of a chapter."""

@@ -6,7 +6,6 @@ Source: Devlin et al. 2019, section 4; the grid and the four epochs are those of
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,12 @@ import torch
 from bert_miniatures import metrics, predictions
 from bert_miniatures.card import model_card, versions
 from bert_miniatures.checkpoint import Labels, ModelFolder, write_folder
-from bert_miniatures.config import FinetuneConfig, read_toml, write_toml
+from bert_miniatures.config import FinetuneConfig, write_toml
 from bert_miniatures.data.batches import Batches
 from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, DataError, Diverged, ProcessLost
 from bert_miniatures.evaluate import finding, logits_of, predictions_of, prior_loss
-from bert_miniatures.files import RunFolder, read_json
+from bert_miniatures.files import RunFolder
 from bert_miniatures.model import Bert
 from bert_miniatures.names import Weights
 from bert_miniatures.optim import decay_so_far
@@ -37,6 +36,7 @@ from bert_miniatures.recipes.method import (
     set_threads,
     standard,
 )
+from bert_miniatures.recipes.running import Window, begun
 from bert_miniatures.state import Stop, load_state, save_state, stop_requests
 from bert_miniatures.train import Progress, TrainState, train
 from bert_miniatures.traps import order_warning
@@ -104,7 +104,7 @@ def run_finetune(
     """
     team, run = Team(), RunFolder(out)
     watch = (watch or Watch()) if team.first else Watch()
-    finished = _begun(config, run, watch, resume=resume, overwrite=overwrite) if team.first else None
+    finished = begun(config, run, watch, resume=resume, overwrite=overwrite) if team.first else None
     finished = team.share(finished)
     if finished is not None:
         return dict(finished)
@@ -118,50 +118,6 @@ def run_finetune(
     if team.first:
         write_toml(run.config, config)
     return _Finetuning(config, run, inputs, watch, team).result(until)
-
-
-def _begun(
-    config: FinetuneConfig, run: RunFolder, watch: Watch, *, resume: bool, overwrite: bool
-) -> dict[str, Any] | None:
-    """Check the run folder; return the result of a run that is resumed and has one."""
-    RunFolder.create(run.path, resume=resume, overwrite=overwrite)
-    if not (resume and run.is_run()):
-        return None
-    _check_same_run(config, run)
-    if not run.is_finished():
-        return None
-    watch.note(f"{run.path} is finished already")
-    found: dict[str, Any] = read_json(run.result)
-    return found
-
-
-def _check_same_run(config: FinetuneConfig, run: RunFolder) -> None:
-    before = FinetuneConfig.of(read_toml(run.config), where=str(run.config)).model_dump()
-    for key, old, new in _differences(before, config.model_dump()):
-        if key not in {"train.save_every", "train.log_every", "train.threads"}:
-            raise ConfigError(f"{run.config} has {key} = {old}, now it is {new}; a run is resumed as it was begun")
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
-    out: list[tuple[str, Any, Any]] = []
-    for key in new:
-        if isinstance(new[key], dict) and isinstance(old[key], dict):
-            out += _differences(old[key], new[key], f"{path}{key}.")
-        elif old[key] != new[key]:
-            out.append((path + key, old[key], new[key]))
-    return out
-
-
-@dataclass
-class _Window:
-    """Losses since the last record in metrics.jsonl, kept on the device until they are read."""
-
-    total: Any = 0.0
-    norm: Any = 0.0
-    count: int = 0
-
-    def add(self, progress: Progress) -> None:
-        self.total, self.norm, self.count = self.total + progress.loss, progress.gradient_norm, self.count + 1
 
 
 class _Finetuning:
@@ -209,7 +165,7 @@ class _Finetuning:
             raise
 
     def _train(self, stop: Stop, until: int | None) -> None:
-        window, self.saved = _Window(), time.monotonic()
+        window, self.saved = Window(), time.monotonic()
         for progress in train(self.state, self.objective, self.batches, self.config.train):
             window.add(progress)
             pause = until is not None and progress.step >= until
@@ -223,7 +179,7 @@ class _Finetuning:
             if pause:
                 return
 
-    def _mark(self, progress: Progress, window: _Window, *, save: bool) -> _Window:
+    def _mark(self, progress: Progress, window: Window, *, save: bool) -> Window:
         """Record, evaluate and save in the first process; the others wait for it at the next meeting."""
         if self.team.first:
             if window.count:
@@ -233,7 +189,7 @@ class _Finetuning:
             if save or time.monotonic() - self.saved >= self.config.train.save_every:
                 self._save()
                 self.saved = time.monotonic()
-        return _Window()
+        return Window()
 
     def _paused(self) -> dict[str, Any]:
         """Return what is known of a run that was asked to pause here; the loss is the mean of its last quarter."""
@@ -245,8 +201,8 @@ class _Finetuning:
         loss = sum(losses) / len(losses) if losses else None
         return {"paused": step, "steps": self.steps, "loss": loss, "scores": {"dev": scores} if scores else {}}
 
-    def _record(self, progress: Progress, window: _Window) -> None:
-        loss, norm = float(window.total) / window.count, float(window.norm)
+    def _record(self, progress: Progress, window: Window) -> None:
+        loss, norm = window.read()
         record = {"step": progress.step, "epoch": progress.epoch, "loss": loss, "gradient_norm": norm}
         self.run.log(**record, learning_rate=progress.learning_rate, seconds=round(self._seconds(), 3))
         self.watch.progress(progress.step, progress.steps, f"loss {loss:.3f}")

@@ -1,0 +1,70 @@
+"""What commands that train have in common: torchrun's processes, and settings from a file with options on top."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bert_miniatures.machine import Launch
+
+__all__ = ["processes", "settings_of", "was_begun"]
+
+
+@contextmanager
+def processes(what: str) -> Iterator["Launch"]:
+    """Join the other processes of torchrun, where there are some.
+
+    Args:
+        what: the work, as in "fine-tuning".
+    """
+    from bert_miniatures.files import training_extra
+    from bert_miniatures.machine import launch
+
+    started = launch()
+    if started.world == 1:
+        yield started
+        return
+    with training_extra(what):
+        from bert_miniatures.distributed import joined
+    with joined(started):
+        yield started
+
+
+def was_begun(out: Path) -> bool:
+    """Tell whether a run was begun there."""
+    from bert_miniatures.files import RunFolder
+
+    return RunFolder(out).is_run()
+
+
+def settings_of(
+    given: Mapping[str, Any], config: Path | None, out: Path, *, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """Return the settings of the file, or of the run that is resumed, with the options of the command line on top.
+
+    Args:
+        given: what the command line says; None where it says nothing. Mappings are sections.
+    """
+    from bert_miniatures.config import read_toml
+    from bert_miniatures.errors import ConfigError
+    from bert_miniatures.files import RunFolder
+
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other: one keeps what is in --out, the other does not")
+    document: dict[str, Any] = read_toml(config) if config else {}
+    if resume and not config and RunFolder(out).is_run():
+        document = read_toml(RunFolder(out).config)
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            if not isinstance(document.get(key, {}), dict):
+                raise ConfigError(f"{config}: {key} is a section, [{key}], not a value")
+            said = {name: inner for name, inner in value.items() if inner is not None}
+            document[key] = dict(document.get(key, {})) | said
+        elif value is not None:
+            document[key] = value
+    if "model" not in document and resume:
+        raise ConfigError(f"{out}: there is no run to resume; to begin one give --model and data too")
+    if "model" not in document:
+        raise ConfigError("no model: give --model, as in --model tiny ('miniatures models' lists them)")
+    return document
