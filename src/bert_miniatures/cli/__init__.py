@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "fill": "fill",
     "vocab": "vocab",
     "pretrain": "pretrain",
+    "label": "label",
     "finetune": "finetune",
     "evaluate": "evaluate",
     "predict": "predict",

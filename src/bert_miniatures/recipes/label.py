@@ -1,0 +1,356 @@
+"""Labelling: teachers answer every text once, and any number of students read the answers."""
+
+import functools
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_miniatures.checkpoint import read_folder
+from bert_miniatures.data.examples import read_glue
+from bert_miniatures.data.glue_find import find_glue
+from bert_miniatures.data.labels import label_map
+from bert_miniatures.data.probabilities import read_probabilities
+from bert_miniatures.data.stream import stream_rows
+from bert_miniatures.data.tasks import Task, task_named
+from bert_miniatures.errors import CheckpointError, ConfigError, DataError, LabelError, OutputExists
+from bert_miniatures.files import read_json, sha256_of, writable_folder, write_json
+from bert_miniatures.models import resolve
+from bert_miniatures.predict import Predictor
+from bert_miniatures.soft_labels import (
+    About,
+    Lookup,
+    SoftLabels,
+    hashes_of,
+    is_soft_labels,
+    mean_of,
+    merge,
+    read,
+    write,
+)
+from bert_miniatures.watch import Watch
+
+__all__ = [
+    "FileTeacher",
+    "FolderTeacher",
+    "Teacher",
+    "answers_of",
+    "label",
+    "label_rows",
+    "missing_said",
+    "open_teachers",
+    "order_of",
+    "rows_of",
+]
+
+PART = 1024  # rows between two files on the disk: what kill -9 can cost
+MISSING = 0.01  # share of texts that a file of answers may lack
+
+Chunk = tuple[Sequence[str], Sequence[str] | None]
+Floats = npt.NDArray[np.float32]
+
+
+class Teacher(Protocol):
+    """Whoever answers texts with logits."""
+
+    about: About
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
+        """Return [N, C]; rows of NaN for texts that it does not know."""
+
+
+class FolderTeacher:
+    """A model with a classifier; see `Predictor`."""
+
+    def __init__(self, name: str) -> None:
+        folder = resolve(name)
+        found = read_folder(folder, labels_needed=True)
+        assert found.labels is not None
+        labels, size = found.labels, sum(weight.size for weight in found.weights.values())
+        facts = {"name": name, "sha256": found.fingerprint, "parameters": size, "bytes": _bytes_of(folder)}
+        facts["max_length"] = min(labels.max_length, found.config.max_position_embeddings)
+        self.about = About(labels.kind, labels.names, (facts,))
+        self.folder = folder
+
+    @functools.cached_property
+    def predictor(self) -> Predictor:
+        """The model, opened when it is asked for the first time."""
+        return Predictor(self.folder)
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
+        """Return the logits [N, C]."""
+        return self.predictor.logits(texts, pairs)
+
+
+class FileTeacher:
+    """A file of soft labels, or of probabilities that something else produced."""
+
+    def __init__(self, path: Path, kind: str | None) -> None:
+        if path.suffix == ".parquet" and is_soft_labels(path):
+            found = read(path)
+        else:
+            found = read_probabilities(path, kind=kind)
+        self.lookup, self.about = Lookup(found), found.about
+        self.fingerprint = sha256_of(path)
+
+    def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
+        """Return the logits [N, C] that the file has for these texts."""
+        logits, known = self.lookup.find(hashes_of(texts, pairs))
+        logits[~known] = np.nan
+        return logits
+
+
+def _bytes_of(folder: Path) -> int:
+    if folder.is_file():
+        return folder.stat().st_size
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != "README.md")
+
+
+def open_teachers(names: Sequence[str], watch: Watch, kind: str | None = None) -> list[Teacher]:
+    """Open the teachers; all have the labels of the first, in any order.
+
+    Args:
+        names: model folders, runs, files of soft labels (.parquet) or of probabilities (.jsonl, .parquet).
+        kind: of the task, where it is known.
+
+    Raises:
+        LabelError: two teachers answer different questions.
+        CheckpointError: a folder has no classifier, or no names for its labels.
+        DataError: a file is damaged.
+    """
+    found: list[Teacher] = []
+    for name in names:
+        path = Path(name)
+        if path.is_file() and path.suffix.casefold() in {".parquet", ".jsonl"}:
+            teacher: Teacher = _from_file(path, kind, watch)
+        else:
+            teacher = FolderTeacher(name)
+            _check_named(teacher.about, name)
+        if found:
+            order_of(teacher, found[0].about, name)
+        found.append(teacher)
+    if not found:
+        raise ConfigError("no teacher: give a model folder, a run, or a file of its answers")
+    return found
+
+
+def _from_file(path: Path, kind: str | None, watch: Watch) -> FileTeacher:
+    found = FileTeacher(path, kind)
+    if found.lookup.conflicts:
+        said = f"{found.lookup.conflicts:,} texts are there more than once with different answers"
+        watch.warn(f"{path}: {said}; they are averaged")
+    return found
+
+
+def _check_named(about: About, name: str) -> None:
+    """Refuse LABEL_0, LABEL_1 …: which is which would be a guess."""
+    if about.labels and all(label.upper().startswith("LABEL_") for label in about.labels):
+        raise CheckpointError(
+            f"{name}: its labels have no names ({', '.join(about.labels)}); write them into id2label of config.json, "
+            "in the order of the outputs"
+        )
+
+
+def order_of(teacher: Teacher, about: About, name: str) -> npt.NDArray[np.int64] | None:
+    """Return where the labels of `about` stand in the teacher's answers; None where they are the same.
+
+    Raises:
+        LabelError: kinds, labels or the number of texts differ.
+    """
+    own = teacher.about
+    if own.kind != about.kind:
+        raise LabelError(f"{name}: answers {own.kind}, expected {about.kind}")
+    if own.kind == "regression":
+        return None
+    return label_map(own.labels, about.labels, name)
+
+
+def answers_of(teachers: Sequence[Teacher], about: About, chunk: Chunk) -> Floats:
+    """Return the teachers' mean answer [N, C], columns in the order of `about`; NaN where one does not know a text."""
+    found = []
+    for teacher in teachers:
+        order = order_of(teacher, about, str(teacher.about.teachers[0]["name"]))
+        logits = teacher.answer(*chunk)
+        found.append(logits if order is None else logits[:, order])
+    return mean_of(about.kind, found)
+
+
+# ---------------------------------------------------------------------------------------------------- one pass
+
+
+def label_rows(
+    teachers: Sequence[Teacher],
+    about: About,
+    chunks: Callable[[], Iterable[Chunk]],
+    out: Path,
+    watch: Watch,
+    *,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Let teachers answer rows, write the answers, and return what was done.
+
+    Rows are read in chunks of `PART`, and each chunk's answers are a file in `<out>.parts` until all are there; what is
+    there is not computed again, and its hashes are compared with the texts.
+
+    Args:
+        about: kind and labels of the answers, in their order.
+        chunks: gives the rows from the start, each time it is called: they are counted first.
+        resume: go on with what a process that was stopped has left.
+
+    Raises:
+        DataError: the texts changed since, or more than `MISSING` of them are unknown to a file of answers.
+    """
+    started, parts = time.monotonic(), out.with_name(out.name + ".parts")
+    about = About(about.kind, about.labels, tuple(t for one in teachers for t in one.about.teachers))
+    total = sum(len(texts) for texts, _ in chunks())
+    begun = about.document() | {"rows": total}
+    if not (resume and (parts / "about.json").is_file()):
+        shutil.rmtree(parts, ignore_errors=True)
+        write_json(writable_folder(parts) / "about.json", begun)
+    elif read_json(parts / "about.json") != begun:
+        raise ConfigError(f"{parts} was begun with other teachers, labels or texts; --overwrite starts it anew")
+    files, done, missing = [], 0, 0
+    for number, (texts, pairs) in enumerate(chunks()):
+        file = parts / f"{number:06d}.parquet"
+        hashes = hashes_of(texts, pairs)
+        if file.is_file():
+            there = read(file)
+            if not np.array_equal(there.hashes, hashes):
+                raise DataError(f"{file}: the texts changed since the labelling was begun; --overwrite starts it anew")
+            logits = there.logits
+        else:
+            logits = answers_of(teachers, about, (texts, pairs))
+            write(file, SoftLabels(about, hashes, logits))
+        files.append(file)
+        done += len(texts)
+        missing += int(np.isnan(logits).any(1).sum())
+        watch.progress(done, total, "texts")
+    missing_said(missing, total, about, watch)
+    rows = merge(files, out, about)
+    shutil.rmtree(parts, ignore_errors=True)
+    seconds = round(time.monotonic() - started, 3)
+    return {"rows": rows, "missing": missing, "seconds": seconds} | about.document()
+
+
+def missing_said(missing: int, total: int, about: About, watch: Watch, allowed: float = MISSING) -> None:
+    """Say how many texts have no answer.
+
+    Raises:
+        DataError: a larger share than `allowed`.
+    """
+    if not missing:
+        return
+    names = ", ".join(str(teacher["name"]) for teacher in about.teachers)
+    said = f"{names}: {missing:,} of {total:,} texts ({missing / total:.1%}) have no answer"
+    if missing > allowed * total:
+        raise DataError(
+            f"{said}, more than {allowed:.0%}; the answers are of other texts or of another version of them: "
+            "'miniatures label' makes them anew"
+        )
+    watch.warn(f"{said}; they are left out")
+
+
+def rows_of(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[Chunk]:
+    """Cut rows into chunks."""
+    for start in range(0, len(texts), PART):
+        yield texts[start : start + PART], None if pairs is None else pairs[start : start + PART]
+
+
+# ---------------------------------------------------------------------------------------------------- the recipe
+
+
+def label(
+    teachers: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    files: Sequence[str | Path] = (),
+    task: str | None = None,
+    glue: str | Path | None = None,
+    splits: Sequence[str] = (),
+    text: str | None = None,
+    pair: str | None = None,
+    kind: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> dict[str, Any]:
+    """Run a teacher once over texts and write its logits.
+
+    Args:
+        teachers: a model folder of ours or Hugging Face's with a classifier, a run, a file of soft labels or of
+            probabilities; or several, whose answers are averaged.
+        out: the .parquet file to write.
+        files: .csv .tsv .jsonl .parquet .txt with texts, labelled or not.
+        task, glue: a GLUE task and its folder; the labels are then in the task's order.
+        splits: of the task; train and the dev splits by default.
+        text, pair: columns of the files; guessed by name where None.
+        kind: "multilabel" for a file of probabilities whose labels do not exclude each other.
+        resume: go on where a labelling that was stopped had come to.
+        overwrite: replace `out`.
+
+    Returns:
+        What was done: rows, missing, seconds, kind, labels, teachers.
+
+    Raises:
+        UserError: the input is wrong; the sentence says what and where.
+
+    Example:
+        >>> label("runs/teacher", "logits.parquet", files=["reviews.txt"])["rows"]  # doctest: +SKIP
+        1000000
+    """
+    watch, out = watch or Watch(), Path(out)
+    _check_out(out, files, resume=resume, overwrite=overwrite)
+    if not files and task is None:
+        raise ConfigError("no texts: give files, or --task TASK")
+    if any(str(file) == "-" for file in files):
+        raise ConfigError("texts are read twice, which standard input cannot be; give a file")
+    names = [teachers] if isinstance(teachers, str | Path) else teachers
+    known = task_named(task) if task else None
+    opened = open_teachers([str(name) for name in names], watch, kind or (known.kind if known else None))
+    about = opened[0].about
+    if known is not None:
+        about = About(known.kind, known.labels if known.kind != "regression" else ())
+        order_of(opened[0], about, str(names[0]))
+    sources = [*_splits(known, glue, splits, watch), *_files(files, text, pair)]
+    return label_rows(opened, about, functools.partial(_each, sources), out, watch, resume=resume)
+
+
+def _check_out(out: Path, files: Sequence[str | Path], *, resume: bool, overwrite: bool) -> None:
+    if out.suffix.casefold() != ".parquet":
+        raise ConfigError(f"{out}: soft labels are written as .parquet")
+    if any(Path(file).resolve() == out.resolve() for file in files):
+        raise ConfigError(f"{out} is a file to read; the answers need another name")
+    if resume and overwrite:
+        raise ConfigError("--resume and --overwrite exclude each other: one keeps what is there, the other does not")
+    if out.exists() and not overwrite:
+        raise OutputExists(f"{out} exists; give --overwrite or another name")
+    parts = out.with_name(out.name + ".parts")
+    if parts.exists() and not (resume or overwrite):
+        raise OutputExists(f"{parts} has the answers of a labelling that was stopped; give --resume or --overwrite")
+
+
+Source = Callable[[], Iterable[Chunk]]
+
+
+def _splits(task: Task | None, glue: str | Path | None, splits: Sequence[str], watch: Watch) -> list[Source]:
+    if task is None:
+        if splits or glue:
+            raise ConfigError("--split and --glue need --task TASK")
+        return []
+    folder = find_glue(task, Path(glue) if glue else None, watch)
+    wanted = list(splits) or ["train", *(name for name in task.splits if name.startswith("dev"))]
+    found = [read_glue(task, folder, name) for name in wanted]
+    return [functools.partial(rows_of, examples.texts, examples.pairs) for examples in found]
+
+
+def _files(files: Sequence[str | Path], text: str | None, pair: str | None) -> list[Source]:
+    return [functools.partial(stream_rows, Path(file), text=text, pair=pair, chunk=PART) for file in files]
+
+
+def _each(sources: Sequence[Source]) -> Iterator[Chunk]:
+    for source in sources:
+        yield from source()
