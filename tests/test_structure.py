@@ -15,14 +15,14 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 # A module imports only from layers before its own; imports inside functions count too.
 LAYERS = [
     {"errors"},
-    {"files", "horizon", "zoo", "machine", "watch", "pool"},
+    {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "data.lines", "data.sentences",
      "data.tasks"},
     {"tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "plan", "memory",
      "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables"},
-    {"checkpoint", "choice", "pieces", "download", "submission", "budget", "keeping", "soft_labels", "data.glue",
+    {"checkpoint", "engine", "onnx_graph", "choice", "pieces", "download", "submission", "budget", "keeping", "soft_labels", "data.glue",
      "data.glue_hub", "data.stream", "data.encoding", "data.masking"},
-    {"card", "models", "table", "eta", "forecast", "sweep_folder", "data.examples", "data.glue_find",
+    {"card", "predict_onnx", "models", "table", "eta", "forecast", "sweep_folder", "data.examples", "data.glue_find",
      "data.instances", "data.probabilities"},
     {"predict"},
     # ------------------------------------------------------------------------------ torch starts here

@@ -15,6 +15,7 @@ from bert_miniatures.config import ModelConfig
 from bert_miniatures.errors import CheckpointError, MissingExtra
 from bert_miniatures.files import atomic_folder, read_json, sha256_of, write_json
 from bert_miniatures.names import Weights, from_foreign, groups_of, is_slot, modern_names, to_hf
+from bert_miniatures.outputs import Labels
 from bert_miniatures.tokenizer import Tokenizer
 
 __all__ = ["Conversion", "Labels", "ModelFolder", "convert", "read_folder", "write_folder"]
@@ -34,25 +35,6 @@ _PROBLEMS = {
     "regression": "regression",
     "multilabel": "multi_label_classification",
 }
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What the classifier's outputs mean.
-
-    Attributes:
-        kind: classification, regression or multilabel.
-        names: a name per output; empty for regression.
-        task: the task's name, for people.
-        pair: whether inputs are pairs of texts.
-        max_length: in word pieces, the length that the model was tuned at.
-    """
-
-    kind: str = "classification"
-    names: tuple[str, ...] = ()
-    task: str | None = None
-    pair: bool = False
-    max_length: int = 128
 
 
 @dataclass(frozen=True)

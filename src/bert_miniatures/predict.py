@@ -7,82 +7,40 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.util import find_spec
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 
-from bert_miniatures.checkpoint import Labels
+from bert_miniatures.engine import Counts, Engine, Floats
 from bert_miniatures.errors import CheckpointError, DataError, MissingExtra, WorkFailed
-from bert_miniatures.models import resolve
-from bert_miniatures.tokenizer import Encoded, Tokenizer
+from bert_miniatures.outputs import Labels
 
-__all__ = ["Counts", "Engine", "Predictor", "answers", "predict_stream"]
+__all__ = ["Counts", "Engine", "Predictor", "answers", "engine_of", "predict_stream"]
 
-Floats = npt.NDArray[np.float32]
 Rows = tuple[list[str], list[str] | None]
-# what computes the logits -> (module, what its packages are called in an error, extra)
-_ENGINES = {"torch": ("bert_miniatures.predict_torch", "predicting with torch", "train")}
-
-
-@dataclass
-class Counts:
-    """What the texts were to the vocabulary so far, special tokens not counted.
-
-    Attributes:
-        rows: texts, or pairs of them.
-        pieces: word pieces that the model saw.
-        unknown: how many of them are [UNK].
-        truncated: rows that were cut.
-        max_length: in word pieces, where they were cut.
-    """
-
-    rows: int = 0
-    pieces: int = 0
-    unknown: int = 0
-    truncated: int = 0
-    max_length: int = 0
-
-    def add(self, encoded: Encoded, max_length: int) -> None:
-        """Count encoded rows."""
-        self.take(Counts(len(encoded.lengths), encoded.pieces, encoded.unknown, encoded.truncated, max_length))
-
-    def take(self, more: "Counts") -> None:
-        """Add other counts."""
-        self.rows += more.rows
-        self.pieces += more.pieces
-        self.unknown += more.unknown
-        self.truncated += more.truncated
-        self.max_length = more.max_length
-
-
-class Engine(Protocol):
-    """What computes logits: torch here, ONNX Runtime for a deploy folder. It counts what it reads."""
-
-    labels: Labels
-    tokenizer: Tokenizer
-    counts: Counts
-
-    def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
-        """Return [N, C] in the order of the texts."""
-        ...
+# what computes the logits -> (module, the package that it needs, what that is called in an error, extra)
+_ENGINES = {
+    "torch": ("bert_miniatures.predict_torch", "torch", "predicting", "train"),
+    "onnx": ("bert_miniatures.predict_onnx", "onnxruntime", "predicting with a deploy folder", "deploy"),
+}
 
 
 class Predictor:
     """Answers texts with a fine-tuned model.
 
     Args:
-        model: a model folder or a run folder.
+        model: a deploy folder, which needs no torch; a model folder; or a run folder.
         threads: of the engine; None for all cores that this process may use.
+        precision: "int8" where a deploy folder has it; "fp32" gives the answers of torch.
 
     Raises:
         CheckpointError: the folder has no classifier, or is damaged.
-        MissingExtra: torch is not installed.
+        MissingExtra: torch, for a deploy folder onnxruntime, is not installed.
 
     Example:
         >>> predictor = Predictor("runs/sst2")  # doctest: +SKIP
@@ -90,9 +48,9 @@ class Predictor:
         [{'label': 'positive', 'score': 0.98}]
     """
 
-    def __init__(self, model: str | Path, *, threads: int | None = None) -> None:
-        self.folder = resolve(str(model))
-        self.engine = _open(self.folder, threads)
+    def __init__(self, model: str | Path, *, threads: int | None = None, precision: str = "fp32") -> None:
+        self.folder = _folder_of(model)
+        self.engine = _open(self.folder, threads, precision)
         self.labels = self.engine.labels
 
     def __call__(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -126,10 +84,41 @@ class Predictor:
         return found
 
 
-def _open(folder: Path, threads: int | None) -> Engine:
-    module, what, extra = _ENGINES["torch"]
+def _is_deployed(folder: Path) -> bool:
+    """Tell a deploy folder from a model folder, whole or not: only the latter has weights of its own."""
+    return (folder / "onnx").is_dir() and not (folder / "model.safetensors").is_file()
+
+
+def _folder_of(model: str | Path) -> Path:
+    if _is_deployed(Path(model)):
+        return Path(model)
+    from bert_miniatures.models import resolve  # reads settings and knows the Hub: nothing that a deploy folder needs
+
+    return resolve(str(model))
+
+
+def engine_of(model: str | Path) -> str:
+    """Return the name of the engine that answers for a model, before anything heavy is imported.
+
+    Raises:
+        MissingExtra: its package is not installed.
+    """
+    name = "onnx" if _is_deployed(Path(model)) else "torch"
+    _, package, what, extra = _ENGINES[name]
+    with suppress(ModuleNotFoundError):
+        if find_spec(package) is not None:
+            return name
+    raise MissingExtra(what, extra)
+
+
+def _open(folder: Path, threads: int | None, precision: str) -> Engine:
+    name = engine_of(folder)
+    if precision != "fp32" and name != "onnx":
+        raise CheckpointError(f"{folder}: {precision} is for deploy folders; 'miniatures export --int8' makes one")
+    module, _, what, extra = _ENGINES[name]
+    more = (precision,) if name == "onnx" else ()
     try:
-        return cast(Engine, import_module(module).open_engine(folder, threads))
+        return cast(Engine, import_module(module).open_engine(folder, threads, *more))
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("bert_miniatures"):
             raise
@@ -157,7 +146,13 @@ def answers(labels: Labels, logits: Floats) -> list[dict[str, Any]]:
 
 
 def predict_stream(
-    model: str | Path, chunks: Iterable[Rows], *, workers: int = 1, counts: Counts | None = None
+    model: str | Path,
+    chunks: Iterable[Rows],
+    *,
+    workers: int = 1,
+    threads: int | None = None,
+    precision: str = "fp32",
+    counts: Counts | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer chunks of rows, in order and in bounded memory.
 
@@ -166,6 +161,8 @@ def predict_stream(
         chunks: (texts, second texts or None) each.
         workers: processes of one thread each; 1 means this process with all its cores. A script that asks for more
             needs `if __name__ == "__main__":` around its own work, as always when Python starts processes.
+        threads: of this process, where it is the only one; None for all cores that it may use.
+        precision: as for `Predictor`.
         counts: where rows and pieces are counted.
 
     Raises:
@@ -173,15 +170,17 @@ def predict_stream(
     """
     counts = Counts() if counts is None else counts
     if workers > 1:
-        yield from _in_processes(str(resolve(str(model))), chunks, workers, counts)
+        yield from _in_processes((str(_folder_of(model)), precision), chunks, workers, counts)
         return
-    predictor = Predictor(model)
+    predictor = Predictor(model, threads=threads, precision=precision)
     predictor.engine.counts = counts
     for texts, pairs in chunks:
         yield predictor(texts, pairs)
 
 
-def _in_processes(folder: str, chunks: Iterable[Rows], workers: int, counts: Counts) -> Iterator[list[dict[str, Any]]]:
+def _in_processes(
+    model: tuple[str, str], chunks: Iterable[Rows], workers: int, counts: Counts
+) -> Iterator[list[dict[str, Any]]]:
     waiting: deque[Future[tuple[list[dict[str, Any]], Counts]]] = deque()
 
     def first() -> list[dict[str, Any]]:
@@ -193,7 +192,7 @@ def _in_processes(folder: str, chunks: Iterable[Rows], workers: int, counts: Cou
     try:
         for texts, pairs in chunks:
             with _ctrl_c_waits():
-                waiting.append(pool.submit(_answer, folder, texts, pairs))
+                waiting.append(pool.submit(_answer, model, texts, pairs))
             if len(waiting) > 2 * workers:  # so that a fast reader does not fill the memory
                 yield first()
         while waiting:
@@ -233,10 +232,10 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _answer(folder: str, texts: list[str], pairs: list[str] | None) -> tuple[list[dict[str, Any]], Counts]:
+def _answer(model: tuple[str, str], texts: list[str], pairs: list[str] | None) -> tuple[list[dict[str, Any]], Counts]:
     """Open the model at the first task, not at the start: an error of a task is told, one of the start is not."""
     global _worker  # a pool hands state to its tasks in no other way
     if _worker is None:
-        _worker = Predictor(folder, threads=1)
+        _worker = Predictor(model[0], threads=1, precision=model[1])
     _worker.engine.counts = Counts()
     return _worker(texts, pairs), _worker.engine.counts

@@ -9,11 +9,11 @@ import torch
 
 from bert_miniatures.checkpoint import read_folder
 from bert_miniatures.data.batches import Dataset
+from bert_miniatures.engine import Counts
 from bert_miniatures.errors import CheckpointError
 from bert_miniatures.evaluate import logits_of
 from bert_miniatures.machine import cores
 from bert_miniatures.model import build
-from bert_miniatures.predict import Counts
 
 __all__ = ["TorchEngine", "open_engine"]
 

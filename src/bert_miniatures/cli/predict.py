@@ -14,26 +14,24 @@ if TYPE_CHECKING:
 
 
 def predict(
-    model: Annotated[str, typer.Argument(help="a model folder or a run folder")],
+    model: Annotated[str, typer.Argument(help="a deploy folder, a model folder or a run folder")],
     file: Annotated[Path | None, typer.Argument(help=".csv .tsv .jsonl .parquet .txt; - or none reads lines")] = None,
     text: Annotated[str | None, typer.Option(help="column of the text")] = None,
     pair: Annotated[str | None, typer.Option(help="column of the second text")] = None,
     out: Annotated[Path | None, typer.Option(help="write here (.jsonl) instead of stdout")] = None,
     workers: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="of one process [all cores]")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="the 8-bit graph of a deploy folder")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
 ) -> None:
     """Answer each text with a label and its score: one JSON object a line, in input order."""
-    from importlib.util import find_spec
-
     from bert_miniatures.cli.console import note
     from bert_miniatures.data.stream import stream_rows
     from bert_miniatures.errors import UserError
-    from bert_miniatures.files import atomic_write, training_extra
-    from bert_miniatures.predict import Counts, predict_stream
+    from bert_miniatures.files import atomic_write
+    from bert_miniatures.predict import Counts, engine_of, predict_stream
 
-    with training_extra("predicting"):  # said before the file is read; the import itself takes seconds
-        if find_spec("torch") is None:
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    engine_of(model)  # what is not installed is said before the file is read; the import itself can take seconds
     if out is not None and out.suffix != ".jsonl":
         raise UserError(f"{out}: answers are written as .jsonl")
     if out is not None and file is not None and out.resolve() == file.resolve():
@@ -43,7 +41,8 @@ def predict(
         note("one text a line; Ctrl-D ends")
     counts = Counts()
     chunks = stream_rows(str(file or "-"), text=text, pair=pair, chunk=1 if typed else 1024)
-    answered = predict_stream(model, chunks, workers=workers, counts=counts)
+    precision = "int8" if int8 else "fp32"
+    answered = predict_stream(model, chunks, workers=workers, threads=threads, precision=precision, counts=counts)
     if out is None:
         _write(answered, sys.stdout, counts)
     else:
