@@ -9,7 +9,7 @@ the table in names.py.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -213,6 +213,8 @@ class Bert(nn.Module):
         config: sizes and constants.
         groups: any of pooler, mlm, nsp, head; the encoder is always there.
         classes: number of the classifier's outputs, where there is one.
+        helpers: name -> outputs of linear layers on the pooled vector that are trained and not kept: `weights` leaves
+            them out.
 
     Attributes:
         exact_speedups: leave out what the first position of the last layer does not need, and train with fused.py on
@@ -226,7 +228,13 @@ class Bert(nn.Module):
         torch.Size([1, 5])
     """
 
-    def __init__(self, config: ModelConfig, groups: Iterable[str] = (), classes: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        groups: Iterable[str] = (),
+        classes: int = 0,
+        helpers: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.groups = {"encoder", *groups}
@@ -244,6 +252,8 @@ class Bert(nn.Module):
             self.nsp = nn.Linear(width, 2)
         if "head" in self.groups:
             self.head = nn.Linear(width, classes)
+        self.helper_outputs = dict(helpers or {})
+        self.helpers = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.helper_outputs.items()})
         dropout = config.classifier_dropout
         self.head_dropout = config.hidden_dropout_prob if dropout is None else dropout
 
@@ -328,8 +338,9 @@ class Bert(nn.Module):
             layer.accumulate = True
 
     def weights(self) -> Weights:
-        """Return the weights as float32 arrays under our names."""
-        return {name: p.detach().float().cpu().numpy().copy() for name, p in self.state_dict().items()}
+        """Return the weights as float32 arrays under our names, without helpers."""
+        kept = {name: p for name, p in self.state_dict().items() if not name.startswith("helpers.")}
+        return {name: p.detach().float().cpu().numpy().copy() for name, p in kept.items()}
 
 
 def build(
@@ -338,6 +349,7 @@ def build(
     *,
     groups: Iterable[str] = (),
     classes: int = 0,
+    helpers: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Bert:
     """Make a model; what `weights` lacks is drawn from `seed` (truncated normal, as in google-research/bert).
@@ -346,13 +358,17 @@ def build(
         weights: our name -> array; names of groups that are not asked for are left aside.
         groups: the heads that the model has.
         classes: outputs of the classifier.
+        helpers: see `Bert`; always drawn, after everything else.
         seed: decides the new weights, whatever was drawn before.
     """
     with torch.device("meta"):
-        model = Bert(config, groups, classes)
+        model = Bert(config, groups, classes, helpers)
     drawn = np.random.default_rng(seed)
     state = {}
-    for name, shape in shapes(config, [g for g in _ORDER if g in model.groups], classes).items():
+    wanted = shapes(config, [g for g in _ORDER if g in model.groups], classes)
+    for name, layer in model.helpers.items():
+        wanted |= {f"helpers.{name}.{key}": tuple(p.shape) for key, p in layer.named_parameters()}
+    for name, shape in wanted.items():
         array = (weights or {}).get(name)
         if array is None or array.shape != shape:
             array = _initial(name, shape, config.initializer_range, drawn)
@@ -382,7 +398,7 @@ def _by_row(wanted: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
 def twin(model: Bert) -> Bert:
     """Make a model whose weights are the same memory, and whose gradients and dropout are its own."""
     with torch.device("meta"):
-        other = Bert(model.config, model.groups, model.classes)
+        other = Bert(model.config, model.groups, model.classes, model.helper_outputs)
     other.load_state_dict({name: p.data for name, p in model.named_parameters()}, strict=True, assign=True)
     other.exact_speedups = model.exact_speedups
     return other

@@ -4,7 +4,7 @@ A loss is a sum and a weight. The loop divides the summed gradient by the summed
 several processes give the same update as one large batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 
 from bert_miniatures.data.batches import Batch
 from bert_miniatures.data.pretraining import PretrainBatch
+from bert_miniatures.data.teaching import PairBatch, VectorBatch
 from bert_miniatures.model import Bert
 
-__all__ = ["Guesses", "Loss", "Objective", "classification", "guess", "masked_lm", "multilabel", "regression"]
+__all__ = ["Guesses", "Loss", "Objective", "by_kind", "classification", "guess", "masked_lm", "multilabel",
+           "pair_similarity", "regression", "sentence_vectors"]  # fmt: skip
 
 
 class Loss(NamedTuple):
@@ -98,6 +100,45 @@ def masked_lm() -> Objective:
             each = F.cross_entropy(model.next_sentence(first).float(), batch.next, reduction="none")
             total = total + (each * _masked_of_each(batch)).sum()
         return Loss(total, torch.tensor(float(len(batch.masked))))
+
+    return loss
+
+
+def sentence_vectors() -> Objective:
+    """One minus the cosine of the teacher's vector and what the helper "projection" makes of the pooled vector.
+
+    The projection is thrown away, and with it the length of what it gives; the cosine asks for the direction alone. It
+    is half the squared distance of vectors of length 1.
+    """
+
+    def loss(model: Bert, batch: VectorBatch) -> Loss:
+        found = model.helpers["projection"](model.pooled(batch.ids, batch.segments, batch.mask)).float()
+        total = (1.0 - F.cosine_similarity(found, batch.targets, dim=1)).sum()
+        return Loss(total, torch.tensor(float(len(batch))))
+
+    return loss
+
+
+def pair_similarity(mean: float = 0.0, deviation: float = 1.0) -> Objective:
+    """Mean squared error of (the teacher's cosine - mean) / deviation, which the helper "similarity" guesses.
+
+    Args:
+        mean, deviation: of the cosines; the helper is thrown away, so nothing is folded back.
+    """
+
+    def loss(model: Bert, batch: PairBatch) -> Loss:
+        found = model.helpers["similarity"](model.pooled(batch.ids, batch.segments, batch.mask)).float()[:, 0]
+        targets = (batch.targets - mean) / deviation
+        return Loss(F.mse_loss(found, targets, reduction="sum"), torch.tensor(float(len(batch))))
+
+    return loss
+
+
+def by_kind(objectives: Mapping[type, Objective]) -> Objective:
+    """Return the objective that asks what kind a batch is of."""
+
+    def loss(model: Bert, batch: Any) -> Loss:
+        return objectives[type(batch)](model, batch)
 
     return loss
 

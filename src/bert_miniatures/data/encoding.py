@@ -7,15 +7,11 @@ files' bytes, the tokenizer and the rules, so that a changed corpus or tokenizer
 
 import hashlib
 import json
-import os
-import queue
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -26,10 +22,11 @@ import numpy.typing as npt
 
 from bert_miniatures.data.corpus import EncodingErrors, Faults, Source, document_hash, documents
 from bert_miniatures.data.sentences import split_sentences
-from bert_miniatures.errors import DataError, DiskFull, MiniaturesError, UserError, WorkFailed
+from bert_miniatures.errors import DataError, WorkFailed
 from bert_miniatures.files import atomic_folder, cache_folder, read_json, write_json
 from bert_miniatures.machine import cores
-from bert_miniatures.pool import Job, Pool, terminated_is_interrupted
+from bert_miniatures.pool import Job, Pool
+from bert_miniatures.pool_worker import raise_for, serve
 from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.transfer import locked
 from bert_miniatures.watch import Watch
@@ -177,15 +174,7 @@ def _in_processes(
                 watch.note(event.note)
             if event.progress:
                 progress(by_name[event.job.name], event.progress[0])
-            _raise_for(event.job.name, event.answer or {})
-
-
-def _raise_for(name: str, answer: Any) -> None:
-    if "failed" in answer:
-        raise WorkFailed(f"{name}: could not be tokenised: {answer['failed']}")
-    if "error" in answer:
-        kinds: dict[str, type[MiniaturesError]] = {"data": DataError, "disk-full": DiskFull}
-        raise kinds.get(answer["code"], UserError if answer["exit"] == 2 else WorkFailed)(answer["error"])
+            raise_for(event.job.name, event.answer or {}, "tokenised")
 
 
 class _Progress:
@@ -304,26 +293,10 @@ class _Writer:
 
 def main() -> None:
     """Encode the files that are asked for until the input ends; its end while one is encoded stops that too."""
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print must not mix with the answers
-    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
-    with terminated_is_interrupted(), suppress(KeyboardInterrupt):
-        while (request := requests.get()) is not None:
-            _say(channel, {"answer": _answer(request, channel)})
+    serve(_work)
 
 
-def _listen(requests: "queue.Queue[dict[str, Any] | None]") -> None:
-    for line in sys.stdin.buffer:
-        message = json.loads(line)
-        if "stop" in message:
-            break
-        requests.put(message["job"])
-    requests.put(None)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _answer(request: dict[str, Any], channel: IO[str]) -> dict[str, Any]:
+def _work(request: dict[str, Any], say: Callable[[int, int], None]) -> None:
     parts, described = Path(request["parts"]), request["source"]
     source = Source(**described | {"path": Path(described["path"])})
     said = 0.0
@@ -332,20 +305,10 @@ def _answer(request: dict[str, Any], channel: IO[str]) -> dict[str, Any]:
         nonlocal said
         if time.monotonic() - said > 0.5:
             said = time.monotonic()
-            _say(channel, {"progress": [at, source.path.stat().st_size]})
+            say(at, source.path.stat().st_size)
 
-    try:
-        tokenizer = Tokenizer.from_folder(parts / "tokenizer")
-        _encode_file(source, tokenizer, cast(EncodingErrors, request["on_errors"]), parts / source.sha256, heard)
-    except MiniaturesError as error:
-        return {"error": str(error), "code": error.code, "exit": error.exit_code}
-    return {}
-
-
-def _say(channel: IO[str], message: dict[str, Any]) -> None:
-    with suppress(OSError):  # the parent is gone; the end of the input says so too
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
+    tokenizer = Tokenizer.from_folder(parts / "tokenizer")
+    _encode_file(source, tokenizer, cast(EncodingErrors, request["on_errors"]), parts / source.sha256, heard)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""A worker's end of pool.py: take one job after another until the input ends."""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import IO, Any
+
+from bert_miniatures.errors import DataError, DiskFull, MiniaturesError, UserError, WorkFailed
+from bert_miniatures.pool import terminated_is_interrupted
+
+__all__ = ["raise_for", "serve"]
+
+Say = Callable[[int, int], None]
+
+
+def serve(work: Callable[[dict[str, Any], Say], None]) -> None:
+    """Do the jobs that are asked for; the end of the input, also while one is done, ends this process.
+
+    Args:
+        work: does a request; the second argument tells the parent how far it is, (done, total). An error of the
+            project's tree becomes the answer, see `raise_for`; any other ends the process.
+    """
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    requests: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    with terminated_is_interrupted(), suppress(KeyboardInterrupt):
+        while (request := requests.get()) is not None:
+            answer: dict[str, Any] = {}
+            try:
+                work(request, lambda done, total: _say(channel, {"progress": [done, total]}))
+            except MiniaturesError as error:
+                answer = {"error": str(error), "code": error.code, "exit": error.exit_code}
+            _say(channel, {"answer": answer})
+
+
+def raise_for(name: str, answer: Any, what: str) -> None:
+    """Raise what an answer of `serve` says; nothing where the job was done.
+
+    Args:
+        what: the work, as in "tokenised".
+    """
+    if "failed" in answer:
+        raise WorkFailed(f"{name}: could not be {what}: {answer['failed']}")
+    if "error" in answer:
+        kinds: dict[str, type[MiniaturesError]] = {"data": DataError, "disk-full": DiskFull}
+        raise kinds.get(answer["code"], UserError if answer["exit"] == 2 else WorkFailed)(answer["error"])
+
+
+def _listen(requests: "queue.Queue[dict[str, Any] | None]") -> None:
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        if "stop" in message:
+            break
+        requests.put(message["job"])
+    requests.put(None)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _say(channel: IO[str], message: dict[str, Any]) -> None:
+    with suppress(OSError):  # the parent is gone; the end of the input says so too
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
