@@ -35,6 +35,7 @@ class Batch:
         mask: true at real positions, bool [B, T]; None where nothing is padded.
         labels: class numbers int64 [B], targets float32 [B], or float32 [B, C] for multilabel; None where hidden.
         rows: positions of the examples in the data set, [B].
+        teacher: a teacher's logits, float32 [B, C]; None where there is no teacher.
     """
 
     ids: Tensor
@@ -42,6 +43,7 @@ class Batch:
     mask: Tensor | None
     labels: Tensor | None
     rows: npt.NDArray[np.int64]
+    teacher: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.ids.shape[0])
@@ -51,11 +53,11 @@ class Batch:
         if device.type == "cpu":
             return self
         ids = self.ids.to(device, non_blocking=True)
-        segments, mask, labels = (
+        segments, mask, labels, teacher = (
             None if tensor is None else tensor.to(device, non_blocking=True)
-            for tensor in (self.segments, self.mask, self.labels)
+            for tensor in (self.segments, self.mask, self.labels, self.teacher)
         )
-        return Batch(ids, segments, mask, labels, self.rows)
+        return Batch(ids, segments, mask, labels, self.rows, teacher)
 
 
 class Dataset:
@@ -65,12 +67,19 @@ class Dataset:
         encoded: the word pieces of N rows.
         labels: [N] or [N, C]; None where they are hidden.
         pad_id: what fills short rows.
+        teacher: a teacher's logits, float32 [N, C].
     """
 
-    def __init__(self, encoded: Encoded, labels: npt.NDArray[np.generic] | None, pad_id: int = 0) -> None:
+    def __init__(
+        self,
+        encoded: Encoded,
+        labels: npt.NDArray[np.generic] | None,
+        pad_id: int = 0,
+        teacher: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         self.ids, self.lengths, self.first = encoded.ids, encoded.lengths, encoded.first
         self.offsets = np.concatenate([[0], np.cumsum(encoded.lengths, dtype=np.int64)])
-        self.labels = labels
+        self.labels, self.teacher = labels, teacher
         self.pad_id = pad_id
         self.number: npt.NDArray[np.int64] | None = None
 
@@ -94,8 +103,9 @@ class Dataset:
         labels = None
         if self.labels is not None:
             labels = torch.from_numpy(self.labels[rows])
+        teacher = None if self.teacher is None else torch.from_numpy(self.teacher[rows])
         mask = None if real.all() else torch.from_numpy(real)
-        return Batch(torch.from_numpy(ids), segments, mask, labels, rows)
+        return Batch(torch.from_numpy(ids), segments, mask, labels, rows, teacher)
 
     def used_ids(self) -> npt.NDArray[np.int64]:
         """Return the sorted piece numbers that occur, with the padding."""

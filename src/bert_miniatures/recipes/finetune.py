@@ -16,7 +16,7 @@ import torch
 from bert_miniatures import metrics, predictions
 from bert_miniatures.card import model_card, versions
 from bert_miniatures.checkpoint import Labels, ModelFolder, write_folder
-from bert_miniatures.config import FinetuneConfig, write_toml
+from bert_miniatures.config import FinetuneConfig, TrainConfig, write_toml
 from bert_miniatures.data.batches import Batches
 from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, DataError, Diverged, ProcessLost
@@ -27,6 +27,7 @@ from bert_miniatures.names import Weights
 from bert_miniatures.optim import decay_so_far
 from bert_miniatures.recipes.loading import Inputs, load_inputs, starting_point
 from bert_miniatures.recipes.method import (
+    Aim,
     fold,
     labels_of,
     model_of,
@@ -43,6 +44,8 @@ from bert_miniatures.traps import order_warning
 from bert_miniatures.watch import Watch
 
 __all__ = ["finetune", "run_finetune"]
+
+Ending = Callable[[RunFolder, Mapping[str, Any]], Mapping[str, Any]]
 
 
 def finetune(
@@ -90,6 +93,8 @@ def run_finetune(
     watch: Watch | None = None,
     until: int | None = None,
     load: Callable[[FinetuneConfig, Watch], Inputs] = load_inputs,
+    aim: Callable[[Inputs, TrainConfig], Aim] | None = None,
+    ending: Ending | None = None,
 ) -> dict[str, Any]:
     """Fine-tune as `config` says and return what result.json holds; see `finetune`.
 
@@ -98,6 +103,8 @@ def run_finetune(
             `{"paused": update, "steps": all of them, "scores": {"dev": …}, "loss": …}` is returned. Resumed later, the
             run ends as if it had never paused.
         load: reads the inputs; several runs in one process may share them.
+        aim: says what is learnt; the labels where None.
+        ending: called when model and predictions are written, just before result.json; gives what else goes into it.
 
     Where torch's process group is up, its processes share every batch, the first one alone writes, evaluates and
     speaks, and all return the same.
@@ -117,28 +124,45 @@ def run_finetune(
     team.check_same(data | {"model": inputs.parent.fingerprint, "settings": config.train.model_dump(mode="json")})
     if team.first:
         write_toml(run.config, config)
-    return _Finetuning(config, run, inputs, watch, team).result(until)
+    learnt = (aim or _labels_of_the_data)(inputs, config.train)
+    return _Finetuning(config, run, inputs, watch, team, learnt, ending).result(until)
+
+
+def _labels_of_the_data(inputs: Inputs, config: TrainConfig) -> Aim:
+    """Learn the labels, as they are or at mean 0 and deviation 1."""
+    task, data = inputs.task, inputs.data["train"]
+    mean, deviation = standard(task, data, config)
+    objective = objective_of(task, data, config, mean, deviation)
+    return Aim(objective, mean, deviation, prior_loss(task.kind, labels_of(data)))
 
 
 class _Finetuning:
     """One run: what the steps below share."""
 
-    def __init__(self, config: FinetuneConfig, run: RunFolder, inputs: Inputs, watch: Watch, team: Team) -> None:
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        run: RunFolder,
+        inputs: Inputs,
+        watch: Watch,
+        team: Team,
+        aim: Aim,
+        ending: Ending | None,
+    ) -> None:
         self.config, self.run, self.inputs, self.watch, self.team = config, run, inputs, watch, team
+        self.aim, self.ending = aim, ending
         self.task, self.started = inputs.task, time.monotonic()
         self.best: dict[str, Any] | None = None
         self.seconds_before = 0.0
         self.checksums = {name: examples.checksum for name, examples in inputs.splits.items()}
         set_threads(config.train)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.mean, self.deviation = standard(self.task, inputs.data["train"], config.train)
         self.full, classes = starting_point(inputs.parent, self.task, watch)
         self.used, self.data = narrow(inputs.data, config.train)
         self.model = model_of(inputs.parent, self.full, self.used, classes, config.train).to(device)
         self.state = TrainState(self.model, config.train)
         self.batches = Batches(self.data["train"], config.train.batch_size, config.train.seed)
         self.steps = self.batches.per_epoch * config.train.epochs
-        self.objective = objective_of(self.task, inputs.data["train"], config.train, self.mean, self.deviation)
 
     # ------------------------------------------------------------------------------------------- the run
 
@@ -166,7 +190,7 @@ class _Finetuning:
 
     def _train(self, stop: Stop, until: int | None) -> None:
         window, self.saved = Window(), time.monotonic()
-        for progress in train(self.state, self.objective, self.batches, self.config.train):
+        for progress in train(self.state, self.aim.objective, self.batches, self.config.train):
             window.add(progress)
             pause = until is not None and progress.step >= until
             if progress.step % self.config.train.log_every == 0 or progress.epoch_ended or pause:
@@ -274,7 +298,7 @@ class _Finetuning:
                 decay_so_far(self.config.train, step, self.steps)
             )
             weights["embed.word.weight"][self.used] = rows
-        return fold(weights, self.mean, self.deviation), step
+        return fold(weights, self.aim.mean, self.aim.deviation), step
 
     def _finish(self, weights: Weights, step: int) -> dict[str, Any]:
         names = self.task.labels if self.task.kind != "regression" else ()
@@ -286,8 +310,7 @@ class _Finetuning:
         if "dev" in logits:
             gold = self.inputs.splits["dev"].labels
             assert gold is not None
-            prior = prior_loss(self.task.kind, labels_of(self.inputs.data["train"]))
-            said = finding(self.task, logits["dev"], gold, self._last_loss(), prior)
+            said = finding(self.task, logits["dev"], gold, self._last_loss(), self.aim.prior)
             swapped = order_warning(self.task, logits["dev"], gold)
             if swapped:
                 self.watch.warn(swapped)
@@ -300,6 +323,8 @@ class _Finetuning:
         for name, found in logits.items():
             file = self.run.predictions / f"{name}.parquet"
             predictions.write(file, predictions_of(self.task, self.inputs.splits[name], found))
+        if self.ending is not None:
+            document |= self.ending(self.run, document)
         self.run.finish(document)
         return document
 
@@ -324,6 +349,7 @@ class _Finetuning:
             "epochs": config.train.epochs,
             "rows": {name: len(examples.texts) for name, examples in self.inputs.splits.items()},
             "data_sha256": self.checksums,
+            **self.aim.facts,
             "warnings": self.watch.warnings,
             "device": str(next(self.model.parameters()).device),
             "threads": torch.get_num_threads(),
@@ -338,7 +364,7 @@ class _Finetuning:
         return sum(found) / len(found) if found else math.inf
 
     def _logits(self, model: Bert, split: str) -> np.ndarray:
-        return logits_of(model, self.data[split]) * np.float32(self.deviation) + np.float32(self.mean)
+        return logits_of(model, self.data[split]) * np.float32(self.aim.deviation) + np.float32(self.aim.mean)
 
     def _scores(self, split: str, logits: np.ndarray) -> dict[str, float]:
         gold = self.inputs.splits[split].labels

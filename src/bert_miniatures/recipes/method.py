@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,25 @@ from bert_miniatures.model import Bert, build
 from bert_miniatures.names import Weights
 from bert_miniatures.objectives import Objective, classification, multilabel, regression
 
-__all__ = ["fold", "labels_of", "model_of", "narrow", "nulls", "objective_of", "set_threads", "standard"]
+__all__ = ["Aim", "fold", "labels_of", "model_of", "narrow", "nulls", "objective_of", "set_threads", "standard"]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a run learns.
+
+    Attributes:
+        objective: its loss.
+        mean, deviation: the scale that regression targets are trained at.
+        prior: the loss of a model that knows only how frequent each label is.
+        facts: what result.json says about it.
+    """
+
+    objective: Objective
+    mean: float
+    deviation: float
+    prior: float
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def set_threads(config: TrainConfig) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 
 from bert_miniatures import metrics
 from bert_miniatures.checkpoint import read_folder
-from bert_miniatures.config import FinetuneConfig, read_toml
 from bert_miniatures.data.labels import label_map
+from bert_miniatures.distill_config import run_settings
 from bert_miniatures.errors import DataError
 from bert_miniatures.evaluate import logits_of
 from bert_miniatures.files import RunFolder
@@ -41,7 +41,7 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
     watch, folder = watch or Watch(), RunFolder(Path(run))
     if not folder.is_finished():
         raise DataError(f"{folder.path}: no finished run (no result.json); 'miniatures finetune' makes one")
-    config = FinetuneConfig.of(read_toml(folder.config), where=str(folder.config))
+    config = run_settings(folder.config)
     task = task_of(config.data)
     examples = next(iter(load_splits(task, config.data, watch, only=split).values()))
     found = read_folder(folder.model, labels_needed=True)

@@ -1,0 +1,69 @@
+"""The settings of a distillation: those of fine-tuning, the teachers, and the texts to learn from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import pydantic
+from pydantic import Field
+
+from bert_miniatures.config import FinetuneConfig, TrainConfig, read_toml
+
+__all__ = ["DistillConfig", "run_settings"]
+
+
+class DistillConfig(FinetuneConfig):
+    """A distillation: `miniatures distill`.
+
+    Attributes:
+        teacher: model folders, runs, or files of their answers; several are averaged.
+        transfer: files of texts, labelled or not, that the student learns from.
+        transfer_text, transfer_pair: their columns; guessed by name where None.
+        labelled: the student learns from the texts of the labelled training set too.
+        temperature: divides the logits of teacher and student.
+        label_weight: share of the labels' own loss, in rows that have a label.
+        then_finetune: fine-tune on the labelled set afterwards, into `finetuned` of the run folder.
+        finetune: settings of that, those of `train` where not given.
+        missing: share of the texts that a file of answers may lack.
+        compare: a finished run of the same student, fine-tuned alone; looked for beside the run where None.
+    """
+
+    teacher: tuple[str, ...] = Field(min_length=1)
+    transfer: tuple[Path, ...] = ()
+    transfer_text: str | None = None
+    transfer_pair: str | None = None
+    labelled: bool = True
+    temperature: float = Field(default=1.0, gt=0)
+    label_weight: float = Field(default=0.0, ge=0, le=1)
+    then_finetune: bool = False
+    finetune: TrainConfig = TrainConfig()
+    missing: float = Field(default=0.01, ge=0, lt=1)
+    compare: Path | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _finetune_as_train(cls, document: Any) -> Any:
+        if isinstance(document, Mapping) and isinstance(document.get("train", {}), Mapping):
+            train, own = document.get("train", {}), document.get("finetune", {})
+            return {**document, "finetune": {**train, **own}} if isinstance(own, Mapping) else document
+        return document
+
+    @pydantic.model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if self.train.class_weights != "none":
+            raise ValueError("class_weights weigh labels; a student learns from the teacher's probabilities")
+        if not self.labelled and not self.transfer:
+            raise ValueError("nothing to learn from: give transfer files, or keep the labelled texts")
+        if not self.labelled and self.label_weight:
+            raise ValueError("label_weight needs the labelled texts, and labelled = false leaves them out")
+        return self
+
+
+def run_settings(path: Path) -> FinetuneConfig:
+    """Read the run.toml of a fine-tuning or a distillation.
+
+    Raises:
+        ConfigError: missing, damaged, or of other settings.
+    """
+    document = read_toml(path)
+    return (DistillConfig if "teacher" in document else FinetuneConfig).of(document, where=str(path))
