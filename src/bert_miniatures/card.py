@@ -6,17 +6,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from bert_miniatures.checkpoint import Labels
+from bert_miniatures.config import ModelConfig
 
-__all__ = ["model_card", "pretraining_card", "versions"]
+__all__ = ["deploy_card", "model_card", "pretraining_card", "versions"]
 
 _PACKAGES = ("bert-miniatures", "torch", "numpy", "tokenizers")
 _PIPELINE = "text-classification"
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a run's numbers."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a run's numbers, and of these."""
     found = {"python": platform.python_version()}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -96,4 +97,35 @@ def pretraining_card(result: Mapping[str, Any]) -> str:
         'fill("path/of/this/folder", "Paris is the [MASK] of France.")',
         "```",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def deploy_card(labels: Labels, config: ModelConfig, meta: Mapping[str, Any]) -> str:
+    """Return the card of a deploy folder: what it answers, its graphs and how they were checked.
+
+    Args:
+        labels: what the outputs mean.
+        config: sizes.
+        meta: what miniature.json of the folder holds.
+    """
+    lines = ["---", "library_name: onnx", f"pipeline_tag: {_PIPELINE}", "tags: [bert, miniature, onnx]", "---", ""]
+    size = f"{config.num_hidden_layers} layers, {config.hidden_size} wide"
+    inputs = "a pair of texts" if labels.pair else "a text"
+    outputs = ", ".join(labels.names) or "one score"
+    lines += [f"# {labels.task or labels.kind}: BERT, {size}, for ONNX Runtime", ""]
+    lines += [f"Reads {inputs} of up to {meta['max_length']} word pieces. Answers: {outputs}.", ""]
+    lines += ["| file | bytes |", "|---|---:|"]
+    lines += [f"| `{name}` | {entry['bytes']:,} |" for name, entry in meta["onnx"].items()]
+    checked = meta["onnx"]["onnx/model.onnx"]["parity"]
+    lines += [
+        "",
+        f"`onnx/model.onnx` differs from torch by {checked['largest_difference']:.1e} at most, over "
+        f"{checked['batches']} batches of random rows (allowed: {checked['tolerance']:g}). Inputs `input_ids`, "
+        "`attention_mask` and `token_type_ids`, int64 [batch, sequence]; output `logits`.",
+        "",
+    ]
+    if "int8" in meta:
+        lines += [meta["int8"]["said"][:1].upper() + meta["int8"]["said"][1:] + ".", ""]
+    lines += ["```python", "from bert_miniatures import Predictor", "", 'predictor = Predictor("path/of/this/folder")']
+    lines += ['predictor(["a text"], ["another"])' if labels.pair else 'predictor(["a text"])', "```"]
     return "\n".join(lines) + "\n"

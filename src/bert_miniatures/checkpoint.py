@@ -18,7 +18,7 @@ from bert_miniatures.names import Weights, from_foreign, groups_of, is_slot, mod
 from bert_miniatures.outputs import Labels
 from bert_miniatures.tokenizer import Tokenizer
 
-__all__ = ["Conversion", "Labels", "ModelFolder", "convert", "read_folder", "write_folder"]
+__all__ = ["Conversion", "Labels", "ModelFolder", "config_document", "convert", "read_folder", "write_folder"]
 
 FORMAT = 1
 
@@ -235,7 +235,7 @@ def write_folder(
     tensors = to_hf(model.weights, model.config)
     with atomic_folder(path, overwrite=overwrite) as folder:
         _write_safetensors(folder / "model.safetensors", tensors)
-        write_json(folder / "config.json", _config_document(model))
+        write_json(folder / "config.json", config_document(model))
         model.tokenizer.save(folder)
         meta: dict[str, Any] = {"format": FORMAT, "weights_sha256": sha256_of(folder / "model.safetensors")}
         if model.labels is not None:
@@ -253,7 +253,8 @@ def _write_safetensors(file: Path, tensors: Mapping[str, npt.NDArray[np.float32]
     file.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
 
 
-def _config_document(model: ModelFolder) -> dict[str, Any]:
+def config_document(model: ModelFolder) -> dict[str, Any]:
+    """Return config.json of a model: Hugging Face's keys."""
     groups = model.groups
     architecture = next(name for needed, name in _ARCHITECTURES if needed <= groups)
     document: dict[str, Any] = {"architectures": [architecture], "model_type": "bert", "dtype": "float32"}

@@ -37,6 +37,7 @@ COMMANDS: dict[str, str] = {
     "finetune": "finetune",
     "evaluate": "evaluate",
     "predict": "predict",
+    "export": "export",
     "sweep": "sweep",
     "glue": "sweep",
     "table": "table",
