@@ -286,6 +286,18 @@ def test_a_budget_decides_and_its_schedule_can_be_repeated_bit_for_bit(tiny, cor
     assert all(rates[0][step] == rates[1][step] for step in rates[0].keys() & rates[1].keys())
 
 
+def test_the_learning_rate_is_that_of_the_length_known_then(tiny, corpus, tmp_path):
+    train = {name: value for name, value in QUICK.items() if name != "steps"} | {
+        "schedule": [[0, 23], [9, 31], [14, 19]]
+    }
+    result = pretrain(tiny, corpus, tmp_path / "run", data=DATA, train=train)
+    found = [record["learning_rate"] for record in records(tmp_path / "run") if "loss" in record]
+    known = [23] * 9 + [31] * 5 + [19] * 5
+    expected = [3e-3 * min(i / (n // 10), (n - i) / (n - n // 10)) for i, n in enumerate(known)]
+    assert found == pytest.approx(expected)
+    assert result["steps"] == 19
+
+
 def test_the_second_length(tiny, corpus, tmp_path):
     data = {"max_length": 13, "long_length": 31, "long_share": 0.4, "short_share": 0}
     config, inputs = parts(tiny, corpus, **data)

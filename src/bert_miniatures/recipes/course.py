@@ -42,7 +42,7 @@ class Course:
 
     def at(self, step: int) -> tuple[int, int, int]:
         """Return which source the update after `step` others reads, in which epoch of it, and which batch there."""
-        phase = int(step >= self.long_begins)
+        phase = int(step >= self.long_begins and len(self.phases) > 1)
         return phase, *divmod(step - phase * self.long_begins, self.phases[phase].per_epoch)
 
     def rows(self, epoch: int) -> Sequence[Ints]:
