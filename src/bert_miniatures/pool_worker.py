@@ -10,12 +10,24 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
-from bert_miniatures.errors import DataError, DiskFull, MiniaturesError, UserError, WorkFailed
+from bert_miniatures.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DiskFull,
+    MiniaturesError,
+    UserError,
+    WorkFailed,
+)
 from bert_miniatures.pool import terminated_is_interrupted
 
 __all__ = ["raise_for", "serve"]
 
 Say = Callable[[int, int], None]
+
+_KINDS: dict[str, type[MiniaturesError]] = {
+    kind.code: kind for kind in (CheckpointError, ConfigError, DataError, DiskFull)
+}
 
 
 def serve(work: Callable[[dict[str, Any], Say], None]) -> None:
@@ -48,8 +60,7 @@ def raise_for(name: str, answer: Any, what: str) -> None:
     if "failed" in answer:
         raise WorkFailed(f"{name}: could not be {what}: {answer['failed']}")
     if "error" in answer:
-        kinds: dict[str, type[MiniaturesError]] = {"data": DataError, "disk-full": DiskFull}
-        raise kinds.get(answer["code"], UserError if answer["exit"] == 2 else WorkFailed)(answer["error"])
+        raise _KINDS.get(answer["code"], UserError if answer["exit"] == 2 else WorkFailed)(answer["error"])
 
 
 def _listen(requests: "queue.Queue[dict[str, Any] | None]") -> None:
