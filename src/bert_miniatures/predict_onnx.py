@@ -66,6 +66,11 @@ class OnnxEngine:
         self.labels = _labels(meta, folder)
         self.tokenizer = _tokenizer(folder, meta)
         self.session = open_session(file, threads or cores())
+        outputs, names = self.session.get_outputs()[0].shape[1], self.labels.names or ("score",)
+        if outputs != len(names):
+            raise CheckpointError(
+                f"{folder}: miniature.json names {len(names)} labels, the graph has {outputs} outputs"
+            )
         self.max_length = self.labels.max_length
 
     def logits(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
