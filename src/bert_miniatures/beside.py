@@ -104,8 +104,12 @@ class Process:
             ) from None
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
+        if self.pipe.closed:
+            return
+        try:  # noqa: SIM105 - while Python shuts down, contextlib is gone before this
             self.pipe.send(None)  # closing is not enough: later copies of this process hold this end too
+        except OSError:
+            pass  # it is gone
         self.pipe.close()
         self.process.join()
 
