@@ -106,12 +106,12 @@ class Process:
     def close(self) -> None:
         if self.pipe.closed:
             return
-        try:  # noqa: SIM105 - while Python shuts down, contextlib is gone before this
+        try:  # noqa: SIM105
             self.pipe.send(None)  # closing is not enough: later copies of this process hold this end too
-        except OSError:
-            pass  # it is gone
-        self.pipe.close()
-        self.process.join()
+            self.pipe.close()
+            self.process.join()
+        except (OSError, AttributeError):
+            pass  # it is gone; or Python shuts down, has ended it, and half of the modules are None, contextlib too
 
 
 def _serve(pipe: Connection, other_end: Connection, work: Work) -> None:
