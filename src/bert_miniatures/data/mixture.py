@@ -1,6 +1,7 @@
 """Several sources of batches as one: which of them an update reads is a pure function of its number and the seed."""
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -9,11 +10,10 @@ import numpy.typing as npt
 __all__ = ["ENDLESS", "Mixture", "Part"]
 
 Ints = npt.NDArray[np.int64]
-Words = npt.NDArray[np.uint64]
 
 ENDLESS = 2**62  # batches of an epoch of which `train` never sees the end
 _KIND = 61  # the bits of a row's number below are the source's
-_CHUNK = 2**16  # updates counted at once
+_WHOLE = 2**64
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
 
 
@@ -53,28 +53,27 @@ class Mixture:
     def __init__(self, parts: Sequence[Part], shares: Sequence[float], seed: int) -> None:
         self.parts = list(parts)
         edges = np.cumsum(np.asarray(shares, np.float64)) / sum(shares)
-        self._edges = np.array([min(int(edge * 2**64), 2**64 - 1) for edge in edges[:-1]], np.uint64)
-        self._begin = np.random.default_rng([seed, 4]).integers(0, 2**64, dtype=np.uint64)
-        self._counts = [np.zeros(len(self.parts), np.int64)]  # updates of each source before each chunk
+        self._edges = [min(int(edge * _WHOLE), _WHOLE - 1) for edge in edges[:-1]]
+        self._begin = int(np.random.default_rng([seed, 4]).integers(0, _WHOLE, dtype=np.uint64))
         self._epochs: dict[int, tuple[int, Sequence[Ints]]] = {}
         self.latest = np.empty(0, np.int64)
 
     def kinds(self, start: int, end: int) -> Ints:
         """Return which source each of these updates reads, counted from 0."""
         steps = np.arange(start, end, dtype=np.uint64)
-        return np.searchsorted(self._edges, steps * np.uint64(_GOLDEN) + self._begin, "right")
+        places = steps * np.uint64(_GOLDEN) + np.uint64(self._begin)  # modulo 2**64
+        return np.searchsorted(np.array(self._edges, np.uint64), places, "right")
 
-    def done(self, step: int) -> Ints:
-        """Return how many batches of each source the first `step` updates read."""
-        chunk, rest = divmod(step, _CHUNK)
-        while len(self._counts) <= chunk:
-            at = (len(self._counts) - 1) * _CHUNK
-            self._counts.append(self._counts[-1] + self._count(at, at + _CHUNK))
-        found: Ints = self._counts[chunk] + self._count(step - rest, step)
-        return found
+    def done(self, step: int) -> list[int]:
+        """Return how many batches of each source the first `step` updates read.
 
-    def _count(self, start: int, end: int) -> Ints:
-        return np.bincount(self.kinds(start, end), minlength=len(self.parts))
+        An update's place is (golden x t + begin) modulo 2**64. It is at an edge or beyond where adding 2**64 - edge
+        carries, so that two sums of quotients count these updates, in a few steps for any number of them.
+        """
+        plain = _quotients(step, _WHOLE, _GOLDEN, self._begin)
+        beyond = [_quotients(step, _WHOLE, _GOLDEN, self._begin + _WHOLE - edge) - plain for edge in self._edges]
+        bounds = [step, *beyond, 0]
+        return [more - fewer for more, fewer in pairwise(bounds)]
 
     def rows(self, epoch: int) -> "Sequence[Ints]":
         """Return the rows of each update."""
@@ -84,7 +83,7 @@ class Mixture:
         """Return the rows of the update after `step` others; the source is in the upper bits."""
         kind = int(self.kinds(step, step + 1)[0])
         part = self.parts[kind]
-        epoch, index = divmod(int(self.done(step)[kind]), part.per_epoch)
+        epoch, index = divmod(self.done(step)[kind], part.per_epoch)
         if self._epochs.get(kind, (-1, []))[0] != epoch:
             self._epochs[kind] = (epoch, part.rows(epoch))
         self.latest = self._epochs[kind][1][index] + (kind << _KIND)
@@ -123,3 +122,19 @@ class _Updates(Sequence[Ints]):
         if isinstance(index, slice):
             return _Updates(self._mixture, self._part[index])
         return self._mixture.rows_of(self._part[index])
+
+
+def _quotients(count: int, divisor: int, factor: int, start: int) -> int:
+    """Return the sum of (factor x t + start) // divisor over t from 0 to count - 1.
+
+    The whole parts of factor and start are summed directly. What is left counts points of a grid under a line; seen
+    from the other axis it is the same sum with factor and divisor exchanged, as in Euclid's algorithm.
+    """
+    total = 0
+    while True:
+        total += count * (count - 1) // 2 * (factor // divisor) + count * (start // divisor)
+        factor, start = factor % divisor, start % divisor
+        end = factor * count + start
+        if end < divisor:
+            return total
+        count, divisor, factor, start = end // divisor, factor, divisor, end % divisor
