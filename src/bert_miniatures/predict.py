@@ -5,20 +5,20 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
-from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bert_miniatures.engine import Counts, Engine, Floats
 from bert_miniatures.errors import CheckpointError, DataError, MissingExtra, WorkFailed
 from bert_miniatures.outputs import Labels
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["Counts", "Engine", "Predictor", "answers", "engine_of", "predict_stream"]
 
@@ -181,6 +181,10 @@ def predict_stream(
 def _in_processes(
     model: tuple[str, str], chunks: Iterable[Rows], workers: int, counts: Counts
 ) -> Iterator[list[dict[str, Any]]]:
+    from concurrent.futures import ProcessPoolExecutor  # not at the top: a service in one process never needs it
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
     waiting: deque[Future[tuple[list[dict[str, Any]], Counts]]] = deque()
 
     def first() -> list[dict[str, Any]]:
@@ -226,6 +230,8 @@ def _start_worker() -> None:
 
 
 def _end_with_parent() -> None:
+    from multiprocessing import parent_process
+
     parent = parent_process()
     if parent is not None:
         parent.join()
