@@ -24,7 +24,7 @@ from bert_miniatures.errors import (
     UserError,
     WorkFailed,
 )
-from bert_miniatures.export import export, parity
+from bert_miniatures.exporting import export, parity
 from bert_miniatures.onnx_graph import Precision, build_graph, products
 from bert_miniatures.predict_onnx import FILES, adds_in_32_bits, open_session
 from commands import finish, shell, start

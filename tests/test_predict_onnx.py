@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bert_miniatures.errors import CheckpointError, DataError, UnknownName
-from bert_miniatures.export import export
+from bert_miniatures.exporting import export
 from bert_miniatures.predict import Counts, Predictor, predict_stream
 from bert_miniatures.predict_onnx import FILES, batches
 from bert_miniatures.tokenizer import Encoded

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bert_miniatures.checkpoint import Labels, ModelFolder, convert
     from bert_miniatures.data.tasks import TASKS, Task
     from bert_miniatures.errors import MiniaturesError
+    from bert_miniatures.exporting import export
     from bert_miniatures.load import load
     from bert_miniatures.predict import Predictor
     from bert_miniatures.recipes.filling import fill
@@ -36,6 +37,7 @@ __all__ = [
     "Tokenizer",
     "convert",
     "evaluate",
+    "export",
     "fill",
     "finetune",
     "load",
@@ -54,6 +56,7 @@ _HOME = {
     "Tokenizer": "tokenizer",
     "convert": "checkpoint",
     "evaluate": "recipes.scoring",
+    "export": "exporting",
     "fill": "recipes.filling",
     "finetune": "recipes.finetune",
     "load": "load",

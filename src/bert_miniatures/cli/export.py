@@ -29,7 +29,7 @@ def export(
     from bert_miniatures.cli.console import ConsoleWatch, emit_json
 
     _need_packages()
-    from bert_miniatures.export import export as write
+    from bert_miniatures.exporting import export as write
 
     with ConsoleWatch() as watch:
         meta = write(
