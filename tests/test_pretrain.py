@@ -546,6 +546,14 @@ def test_a_full_disk_and_then_room_again(tiny, corpus, tmp_path):
     assert done.code == 0, done.err
 
 
+def test_other_commands_say_what_such_a_run_is(whole, corpus):
+    assert "a pre-training run, scored on held-out documents only" in shell()("evaluate", whole).error
+    done = shell()("table", whole)
+    assert f"warning: {whole}: a pre-training run, which has no task; left out" in done.err
+    assert "no classifier; 'miniatures finetune' makes one" in shell()("predict", whole, corpus).error
+    assert shell()("fill", whole, "The film was very [MASK].", "--top", 1).out.splitlines()[1][:2] == "0."
+
+
 def test_nan_is_recorded_and_raised(tiny, corpus, tmp_path):
     with pytest.raises(Diverged, match="smaller --learning-rate"):
         pretrain(tiny, corpus, tmp_path / "run", data=DATA, train=QUICK | {"learning_rate": 1e30, "clip": 0})

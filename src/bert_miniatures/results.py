@@ -130,6 +130,8 @@ def _read(run: RunFolder) -> RunResult:
     if not isinstance(document, dict):
         raise DataError(f"{run.result}: expected an object with the run's scores")
     settings = _settings(run)
+    if "data.corpus" in settings:
+        raise DataError(f"{run.path}: a pre-training run, which has no task")
     kept = tuple(sorted(f"{key} = {value}" for key, value in settings.items() if key not in _NO_MATTER))
     try:
         known = {"path": run.path, "settings": kept, "data": settings.get("data.train", "")}

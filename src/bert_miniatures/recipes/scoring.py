@@ -7,6 +7,7 @@ import numpy as np
 
 from bert_miniatures import metrics
 from bert_miniatures.checkpoint import read_folder
+from bert_miniatures.config import read_toml
 from bert_miniatures.data.labels import label_map
 from bert_miniatures.distill_config import run_settings
 from bert_miniatures.errors import DataError
@@ -41,6 +42,8 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
     watch, folder = watch or Watch(), RunFolder(Path(run))
     if not folder.is_finished():
         raise DataError(f"{folder.path}: no finished run (no result.json); 'miniatures finetune' makes one")
+    if "corpus" in read_toml(folder.config).get("data", {}):
+        raise DataError(f"{folder.path}: a pre-training run, scored on held-out documents only; see its result.json")
     config = run_settings(folder.config)
     task = task_of(config.data)
     examples = next(iter(load_splits(task, config.data, watch, only=split).values()))
