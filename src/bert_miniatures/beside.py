@@ -106,7 +106,7 @@ class Process:
     def close(self) -> None:
         if self.pipe.closed:
             return
-        try:  # noqa: SIM105
+        try:
             self.pipe.send(None)  # closing is not enough: later copies of this process hold this end too
             self.pipe.close()
             self.process.join()

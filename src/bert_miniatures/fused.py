@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Drawn", "Settings", "layer"]
+__all__ = ["Drawn", "Settings", "Tensors", "layer"]
 
-Weights = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 
 class Settings(NamedTuple):
@@ -46,11 +46,11 @@ def layer(
     mask: Tensor | None,
     drawn: Drawn,
     settings: Settings,
-    weights: Weights,
+    weights: Tensors,
     *,
     first_only: bool = False,
     picked: Tensor | None = None,
-    accumulate: bool = False,
+    sums: Tensors | None = None,
 ) -> Tensor:
     """Map [B, T, D] to [B, T, D], or to [B, 1, D] or [B, M, D] where the first or M picked positions are wanted.
 
@@ -59,14 +59,9 @@ def layer(
             where nothing is masked.
         picked: places in the flattened [B T], [B, M].
         weights: weight and bias of qkv, attended, attended_norm, up, down, norm, in this order.
-        accumulate: add the gradients of the weights to their `.grad` in the matrix products themselves, instead of
-            making them and letting autograd add them. `x` must need a gradient.
+        sums: where the matrix products themselves add the gradients of the weights, which then need none for autograd;
+            None leaves making and adding them to autograd.
     """
-    if accumulate:
-        sums = tuple(weight.grad for weight in weights)
-        weights = tuple(weight.detach() for weight in weights)
-    else:
-        sums = None
     y: Tensor = _Layer.apply(x, mask, drawn, settings, first_only, picked, sums, *weights)  # type: ignore[no-untyped-call]
     return y
 
@@ -81,7 +76,7 @@ class _Layer(torch.autograd.Function):
         s: Settings,
         first_only: bool,
         picked: Tensor | None,
-        sums: Weights | None,
+        sums: Tensors | None,
         *weights: Tensor,
     ) -> Tensor:
         b, t, d = x.shape
@@ -146,7 +141,7 @@ def _attend_back(
     heads: int,
     qkv: Tensor,
     saved: list[Tensor],
-    sums: Weights,
+    sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
     q, k, v, shares, dropped = saved
@@ -196,7 +191,7 @@ def _attend_picked_back(
     heads: int,
     qkv: Tensor,
     saved: list[Tensor],
-    sums: Weights,
+    sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
     residual, q, k, v, shares, dropped = saved
@@ -255,7 +250,7 @@ def _attend_first_back(
     qkv: Tensor,
     bias: Tensor,
     saved: list[Tensor],
-    sums: Weights,
+    sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x without the residual's; add those of weight and bias to `sums`."""
     q, r, shares, dropped, mixed, summed = saved
@@ -298,7 +293,7 @@ def _transform(
 
 
 def _transform_back(
-    dy: Tensor, drawn: Drawn, s: Settings, weights: list[Tensor], saved: list[Tensor], sums: Weights
+    dy: Tensor, drawn: Drawn, s: Settings, weights: list[Tensor], saved: list[Tensor], sums: Tensors
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and of the context; add those of the weights to `sums`."""
     project, _, norm, norm_bias, up, _, down, _, last, last_bias = weights

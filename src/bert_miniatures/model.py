@@ -8,7 +8,6 @@ Source: Devlin et al. 2019, section 3 and google-research/bert `modeling.py`; pa
 the table in names.py.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_miniatures.config import ModelConfig
-from bert_miniatures.fused import Drawn, Settings
+from bert_miniatures.fused import Drawn, Settings, Tensors
 from bert_miniatures.fused import layer as fused_layer
 from bert_miniatures.masked_loss import masked_cross_entropy
 from bert_miniatures.names import Weights, shapes
 from bert_miniatures.noise import Noise
+from bert_miniatures.places import barred, by_row
 
 __all__ = ["Bert", "build", "twin"]
 
@@ -88,7 +88,7 @@ class _Layer(nn.Module):
         self.dropout, self.attention_dropout = c.hidden_dropout_prob, c.attention_probs_dropout_prob
         self.noise = noise
         self.settings = Settings(self.heads, self.tanh, c.layer_norm_eps)
-        self.accumulate = False  # set by `accumulate_in_place`
+        self.direct: tuple[Tensors, Tensors] | None = None  # weights and their gradients, see `accumulate_in_place`
         self.qkv = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.attended_norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
@@ -130,10 +130,13 @@ class _Layer(nn.Module):
         if self.training and self.dropout:
             hidden = self.noise.factors(self.dropout, 2, b * asking, d)
         drawn = Drawn(shares, *((None, None) if hidden is None else hidden))
+        weights, sums = self.direct or (self.in_order(), None)
+        return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, picked=picked, sums=sums)
+
+    def in_order(self) -> tuple[nn.Parameter, ...]:
+        """Return weights and biases in the order in which fused.py takes them."""
         parts = (self.qkv, self.attended, self.attended_norm, self.up, self.down, self.norm)
-        weights = tuple(parameter for part in parts for parameter in (part.weight, part.bias))
-        add = self.accumulate
-        return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, picked=picked, accumulate=add)
+        return tuple(parameter for part in parts for parameter in part.parameters())
 
     def _drop(self, x: Tensor) -> Tensor:
         return self.noise.dropout(x, self.dropout, self.training)
@@ -285,9 +288,9 @@ class Bert(nn.Module):
         x: Tensor = self.embed(ids, segments, positions)
         wide = None
         if groups is not None:
-            wide = _barred(groups[:, :, None] != groups[:, None, :], x)[:, None]  # B 1 T T
+            wide = barred(groups[:, :, None] != groups[:, None, :], x)[:, None]  # B 1 T T
         elif mask is not None:
-            wide = _barred(~mask, x)[:, None, None]  # B 1 1 T
+            wide = barred(~mask, x)[:, None, None]  # B 1 1 T
         fused = self.exact_speedups and self.training and x.device.type == "cpu"
         fused = fused and not torch.is_autocast_enabled("cpu")
         *others, last = self.layers
@@ -298,7 +301,7 @@ class Bert(nn.Module):
             return encoded
         if not self.exact_speedups:
             return last(x, wide, fused=fused).flatten(0, 1)[wanted]  # type: ignore[no-any-return]
-        picked, where = _by_row(wanted, *ids.shape)
+        picked, where = by_row(wanted, *ids.shape)
         if groups is not None and wide is not None:
             wide = wide.flatten(0, 2)[picked][:, None]  # B 1 M T
         return last(x, wide, picked=picked, fused=fused).flatten(0, 1)[where]  # type: ignore[no-any-return]
@@ -332,10 +335,14 @@ class Bert(nn.Module):
         return logits
 
     def accumulate_in_place(self) -> None:
-        """Have fused layers add to the gradients of their weights where they are; each of them must have one."""
+        """Have fused layers add to the gradients of their weights where they are, instead of autograd.
+
+        Each weight must have one already, and weights and gradients must stay where they are in memory.
+        """
         for layer in self.layers:
             assert isinstance(layer, _Layer)
-            layer.accumulate = True
+            gradients = tuple(weight.grad for weight in layer.in_order() if weight.grad is not None)
+            layer.direct = tuple(weight.detach() for weight in layer.in_order()), gradients
 
     def weights(self) -> Weights:
         """Return the weights as float32 arrays under our names, without helpers."""
@@ -377,22 +384,6 @@ def build(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model
-
-
-def _barred(where: Tensor, like: Tensor) -> Tensor:
-    """Return what is added to attention scores: -inf at these places, 0 elsewhere."""
-    return torch.zeros(where.shape, dtype=like.dtype, device=like.device).masked_fill_(where, -math.inf)
-
-
-def _by_row(wanted: Tensor, rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Arrange ascending places of a flattened [rows, width] as [rows, M], filled up; return also where each one is."""
-    row = wanted // width
-    counts = torch.bincount(row, minlength=rows)
-    column = torch.arange(len(wanted), device=wanted.device) - (counts.cumsum(0) - counts)[row]
-    most = int(counts.max())
-    picked = (torch.arange(rows, device=wanted.device) * width)[:, None].repeat(1, most)
-    picked[row, column] = wanted
-    return picked, row * most + column
 
 
 def twin(model: Bert) -> Bert:
