@@ -130,6 +130,7 @@ def test_many_parts_give_the_file_of_one(teacher, texts, tmp_path, monkeypatch):
     np.testing.assert_allclose(found.logits, Predictor(teacher).logits(TEXTS), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_labelling_that_was_killed_goes_on_and_ends_with_the_same_bytes(teacher, texts, tmp_path, monkeypatch):
     out, slow = tmp_path / "l.parquet", tmp_path / "many.txt"
     slow.write_text("".join(f"{text} {i}\n" for i in range(13) for text in TEXTS))

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from bert_miniatures.exporting import export
     from bert_miniatures.load import load
     from bert_miniatures.predict import Predictor
+    from bert_miniatures.recipes.distill import distill
     from bert_miniatures.recipes.filling import fill
     from bert_miniatures.recipes.finetune import finetune
+    from bert_miniatures.recipes.label import label
     from bert_miniatures.recipes.pretrain import pretrain
     from bert_miniatures.recipes.scoring import evaluate
     from bert_miniatures.tokenizer import Tokenizer
@@ -36,10 +38,12 @@ __all__ = [
     "Task",
     "Tokenizer",
     "convert",
+    "distill",
     "evaluate",
     "export",
     "fill",
     "finetune",
+    "label",
     "load",
     "pretrain",
 ]
@@ -55,10 +59,12 @@ _HOME = {
     "Task": "data.tasks",
     "Tokenizer": "tokenizer",
     "convert": "checkpoint",
+    "distill": "recipes.distill",
     "evaluate": "recipes.scoring",
     "export": "exporting",
     "fill": "recipes.filling",
     "finetune": "recipes.finetune",
+    "label": "recipes.label",
     "load": "load",
     "pretrain": "recipes.pretrain",
 }

@@ -46,8 +46,10 @@ def model_card(labels: Labels, result: Mapping[str, Any]) -> str:
     if dev:
         lines += ["| dev metric | value |", "|---|---:|"]
         lines += [f"| {name} | {value:.4f} |" for name, value in dev.items()] + [""]
+    teachers = ", ".join(f"`{teacher['name']}`" for teacher in result.get("teachers", ()))
+    made = f"Distilled from {teachers} into" if teachers else "Fine-tuned from"
     lines += [
-        f"Fine-tuned from `{result['model']}` (weights SHA-256 `{result['parent_sha256'][:16]}`): batch "
+        f"{made} `{result['model']}` (weights SHA-256 `{result['parent_sha256'][:16]}`): batch "
         f"{result['batch_size']}, learning rate {result['learning_rate']:g}, {result['epochs']} epochs, seed "
         f"{result['seed']}, {result['rows']['train']} training rows.",
         "",

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "pretrain": "pretrain",
     "label": "label",
     "finetune": "finetune",
+    "distill": "distill",
     "evaluate": "evaluate",
     "predict": "predict",
     "export": "export",

@@ -39,6 +39,7 @@ __all__ = [
     "FolderTeacher",
     "Teacher",
     "answers_of",
+    "bytes_of",
     "label",
     "label_rows",
     "missing_said",
@@ -71,7 +72,7 @@ class FolderTeacher:
         found = read_folder(folder, labels_needed=True)
         assert found.labels is not None
         labels, size = found.labels, sum(weight.size for weight in found.weights.values())
-        facts = {"name": name, "sha256": found.fingerprint, "parameters": size, "bytes": _bytes_of(folder)}
+        facts = {"name": name, "sha256": found.fingerprint, "parameters": size, "bytes": bytes_of(folder)}
         facts["max_length"] = min(labels.max_length, found.config.max_position_embeddings)
         self.about = About(labels.kind, labels.names, (facts,))
         self.folder = folder
@@ -104,10 +105,11 @@ class FileTeacher:
         return logits
 
 
-def _bytes_of(folder: Path) -> int:
-    if folder.is_file():
-        return folder.stat().st_size
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file() and path.name != "README.md")
+def bytes_of(folder: Path) -> int:
+    """Return the size of a model's weights on the disk."""
+    found = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    files = found[:1] or ([folder] if folder.is_file() else [path for path in folder.rglob("*") if path.is_file()])
+    return sum(path.stat().st_size for path in files)
 
 
 def open_teachers(names: Sequence[str], watch: Watch, kind: str | None = None) -> list[Teacher]:

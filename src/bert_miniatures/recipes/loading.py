@@ -18,7 +18,7 @@ from bert_miniatures.names import Weights
 from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.watch import Watch
 
-__all__ = ["Inputs", "encoded", "load_inputs", "load_splits", "starting_point", "task_of"]
+__all__ = ["Inputs", "encoded", "load_inputs", "load_splits", "read_parent", "starting_point", "task_of"]
 
 HOLD_OUT_SEED = 20_190_823  # who is held out never depends on the run's seed, so that seeds can be compared
 
@@ -45,17 +45,23 @@ def load_inputs(config: FinetuneConfig, watch: Watch) -> Inputs:
     for text in task.notes:
         watch.note(text)
     splits = load_splits(task, config.data, watch)
+    parent = read_parent(config, watch)
+    data = {
+        name: encoded(name, examples, parent.tokenizer, config.data.max_length, watch)
+        for name, examples in splits.items()
+    }
+    return Inputs(task, parent, splits, data)
+
+
+def read_parent(config: FinetuneConfig, watch: Watch) -> ModelFolder:
+    """Read the model to start from."""
     parent = read_folder(resolve(config.model))
     for text in parent.notes:
         watch.note(text)
     if config.data.max_length > parent.config.max_position_embeddings:
         limit = parent.config.max_position_embeddings
         raise ConfigError(f"max_length {config.data.max_length} is more than the model's {limit} positions")
-    data = {
-        name: encoded(name, examples, parent.tokenizer, config.data.max_length, watch)
-        for name, examples in splits.items()
-    }
-    return Inputs(task, parent, splits, data)
+    return parent
 
 
 def task_of(config: DataConfig) -> Task:

@@ -124,6 +124,6 @@ def _class_weights(task: Task, labels: Any, config: TrainConfig) -> list[float] 
     return [float(len(labels) / (len(counts) * count)) if count else 1.0 for count in counts]
 
 
-def nulls(scores: Mapping[str, float]) -> dict[str, float | None]:
+def nulls(scores: Mapping[str, float | None]) -> dict[str, float | None]:
     """Replace NaN by null: what is undefined stays undefined, and JSON stays JSON."""
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}
+    return {name: None if value is None or math.isnan(value) else value for name, value in scores.items()}
