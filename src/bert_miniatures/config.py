@@ -26,6 +26,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainTrainConfig",
     "Settings",
+    "TeacherConfig",
     "TrainConfig",
     "read_toml",
     "write_toml",
@@ -273,6 +274,45 @@ def _check_schedule(schedule: tuple[tuple[int, int], ...]) -> None:
         raise ValueError(f"schedule {given} does not ascend from update 0, as [[0, 900], [300, 800]] does")
 
 
+class TeacherConfig(Settings):
+    """A sentence encoder to learn from beside masked words: docs/pretraining.md.
+
+    Attributes:
+        model: any MODEL of the command line, or a BERT folder of sentence-transformers; None: there is no teacher.
+        pooling: how its vectors are made, where its folder does not say.
+        masked_share, vector_share, pair_share: of the updates, in any unit: masked words, sentence vectors, pairs.
+        batch_size: sentences or pairs per update; None means that of masked words.
+        sentences: that the teacher reads.
+        shortest, longest: their word pieces; None means what fits into `max_length`.
+        pairs: how many; near_share and thinned_share of them are near neighbours and thinned copies, the rest random.
+        among: neighbours are looked for among so many sentences.
+        start_words: the word vectors of new weights start from the teacher's.
+    """
+
+    model: str | None = None
+    pooling: Literal["mean", "cls"] | None = None
+    masked_share: float = Field(default=0.5, gt=0)
+    vector_share: float = Field(default=0.25, ge=0)
+    pair_share: float = Field(default=0.25, ge=0)
+    batch_size: int | None = Field(default=None, gt=0)
+    sentences: int = Field(default=500_000, gt=0)
+    shortest: int = Field(default=6, gt=0)
+    longest: int | None = Field(default=None, gt=0)
+    pairs: int = Field(default=500_000, gt=0)
+    near_share: float = Field(default=0.60, ge=0, le=1)
+    thinned_share: float = Field(default=0.15, ge=0, le=1)
+    among: int = Field(default=100_000, gt=0)
+    start_words: bool = False
+
+    @pydantic.model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        if self.near_share + self.thinned_share > 1:
+            raise ValueError(f"near_share {self.near_share:g} and thinned_share {self.thinned_share:g} are more than 1")
+        if self.model is None and self.start_words:
+            raise ValueError("start_words needs a teacher: give its model too")
+        return self
+
+
 class PretrainConfig(Settings):
     """A pre-training run: `miniatures pretrain`.
 
@@ -284,6 +324,7 @@ class PretrainConfig(Settings):
     model: str
     vocab: Path | None = None
     data: CorpusConfig = CorpusConfig()
+    teacher: TeacherConfig = TeacherConfig()
     train: PretrainTrainConfig = PretrainTrainConfig()
 
 

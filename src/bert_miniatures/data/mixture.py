@@ -45,6 +45,7 @@ class Mixture:
 
     Attributes:
         per_epoch: so many that `train` never sees an end.
+        shares: their sum is 1.
         latest: the rows that were handed out last.
     """
 
@@ -52,6 +53,7 @@ class Mixture:
 
     def __init__(self, parts: Sequence[Part], shares: Sequence[float], seed: int) -> None:
         self.parts = list(parts)
+        self.shares = [share / sum(shares) for share in shares]
         edges = np.cumsum(np.asarray(shares, np.float64)) / sum(shares)
         self._edges = [min(int(edge * _WHOLE), _WHOLE - 1) for edge in edges[:-1]]
         self._begin = int(np.random.default_rng([seed, 4]).integers(0, _WHOLE, dtype=np.uint64))

@@ -1,7 +1,7 @@
 """The updates of a pre-training run in their order: which rows of which length each one reads."""
 
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ class Course:
         phases: batches of the first length and, where there is one, of the second.
 
     Attributes:
+        sources: all whose rows are handed out.
         long_begins: the first update that reads the second source, from its beginning.
         per_epoch: so many that `train` never sees an end; how often the corpus was read is in `at`.
         latest: the rows that were handed out last.
@@ -37,6 +38,7 @@ class Course:
 
     def __init__(self, phases: Sequence[PretrainBatches]) -> None:
         self.phases, self.long_begins = list(phases), self.per_epoch
+        self.sources: list[Any] = list(phases)
         self.latest = np.empty(0, np.int64)
         self._epoch: tuple[tuple[int, int], Sequence[Ints]] = ((-1, -1), [])
 
@@ -67,6 +69,24 @@ class Course:
         """Return the lengths of the instances in rows."""
         batches, plain = self._source(rows)
         return batches.lengths(plain)
+
+    def kind(self, step: int) -> str:
+        """Return what the update after `step` others learns; nothing where all learn the same."""
+        return ""
+
+    def cost(self, rows: Ints, config: ModelConfig, mask_share: float) -> tuple[int, float]:
+        """Return the tokens of rows and the floating-point operations of an update on them."""
+        lengths = self.lengths(rows)
+        return int(lengths.sum()), work_of(config, lengths, mask_share)
+
+    def updates(self, epochs: int) -> int:
+        """Return how many updates read the corpus so often, in the first length."""
+        return epochs * self.phases[0].per_epoch
+
+    def passes(self, step: int) -> float:
+        """Return how often the corpus was read in the first `step` updates."""
+        done = [min(step, self.long_begins), max(0, step - self.long_begins)]
+        return sum(n / batches.per_epoch for n, batches in zip(done, self.phases, strict=False))
 
     def _source(self, rows: Ints) -> tuple[PretrainBatches, Ints]:
         return self.phases[int(rows[0]) >> _PHASE], rows & (2**_PHASE - 1)
@@ -154,7 +174,7 @@ def work_of(config: ModelConfig, lengths: npt.NDArray[np.integer], mask_share: f
     Nothing is left out and nothing padded, so that shares of a processor's peak can be compared.
     """
     width = config.hidden_size
-    tokens, guessed = int(lengths.sum()), float(np.maximum(np.rint(mask_share * lengths), 1).sum())
+    tokens, guessed = int(lengths.sum()), float(np.maximum(np.rint(mask_share * lengths), mask_share > 0).sum())
     layer = 4 * width**2 + 2 * width * config.intermediate_size
     positions = config.num_hidden_layers * (2 * layer * tokens + 4 * width * float((lengths.astype(float) ** 2).sum()))
     return 3 * (positions + 2 * guessed * (width * config.vocab_size + width**2))

@@ -23,8 +23,8 @@ from bert_miniatures.evaluate import evaluate_masked
 from bert_miniatures.files import RunFolder
 from bert_miniatures.horizon import Horizon, Pace
 from bert_miniatures.model import build
-from bert_miniatures.objectives import masked_lm
-from bert_miniatures.recipes.course import course_of, held_out_of, work_of
+from bert_miniatures.recipes.course import course_of, held_out_of
+from bert_miniatures.recipes.lessons import Lessons, lessons_of
 from bert_miniatures.recipes.method import nulls, set_threads
 from bert_miniatures.recipes.pace import Speed, gemm_peak, seconds_of_updates
 from bert_miniatures.recipes.running import Window, begun, updating
@@ -35,7 +35,7 @@ from bert_miniatures.watch import Watch
 
 __all__ = ["pretrain", "run_pretrain"]
 
-_FREE = frozenset({"data.corpus", "vocab"})  # checksums decide whether these are the same
+_FREE = frozenset({"data.corpus", "teacher.model", "vocab"})  # checksums decide whether these are the same
 _STATE = "state.safetensors"
 _TRIAL = 0.01  # of the budget, to measure the updates of each length
 _CHECKS = 20  # how often a budget is compared with the clock, at least
@@ -104,7 +104,9 @@ def run_pretrain(
     known = saved[1]["data"] if saved else None
     inputs = team.first_then_others(lambda: load_text_inputs(config, watch, out, known))
     team.check_same({**inputs.checksums, "settings": config.train.model_dump(mode="json")})
-    work = _Pretraining(config, run, inputs, watch, team, budget, started)
+    lessons = team.first_then_others(lambda: lessons_of(config, inputs, watch))
+    inputs = replace(inputs, teacher=None)  # its weights are not needed any more
+    work = _Pretraining(config, run, inputs, lessons, watch, team, budget, started)
     if team.first:
         write_toml(run.config, config)
     return work.result(saved)
@@ -118,6 +120,7 @@ class _Pretraining:
         config: PretrainConfig,
         run: RunFolder,
         inputs: TextInputs,
+        lessons: Lessons,
         watch: Watch,
         team: Team,
         budget: float | None,
@@ -125,19 +128,20 @@ class _Pretraining:
     ) -> None:
         self.config, self.run, self.inputs, self.watch, self.team = config, run, inputs, watch, team
         self.budget, self.started, self.seconds_before, self.tokens = budget, started, 0.0, 0
-        self.pace, self._state_file = Pace(0.0, 0.0), run.state / _STATE
+        self.pace, self._state_file, self.lessons = Pace(0.0, 0.0), run.state / _STATE, lessons
         set_threads(config.train)
         parent = inputs.parent
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.course = course_of(config, parent, inputs.corpus, inputs.training)
-        for batches in self.course.phases:
+        self.course = lessons.course(course_of(config, parent, inputs.corpus, inputs.training), config, inputs)
+        for batches in self.course.sources:
             if batches.batch_size < team.world:
                 raise ConfigError(f"{batches.batch_size} rows for {team.world} processes; each needs one (batch_size)")
         self.held_out = held_out_of(config, parent, inputs.corpus, inputs.held_out) if team.first else []
-        model = build(parent.config, parent.weights, groups=groups_of_run(config), seed=config.train.seed)
+        groups, seed = groups_of_run(config), config.train.seed
+        model = build(parent.config, lessons.weights, groups=groups, helpers=lessons.helpers, seed=seed)
         model.exact_speedups = config.train.exact_speedups
         self.model = model.to(self.device)
-        self.state, self.objective = TrainState(self.model, config.train), masked_lm()
+        self.state, self.objective = TrainState(self.model, config.train), lessons.objective()
         self.horizon = Horizon(self._events(), config.data.long_share, config.train.eval_every)
         self.mixed = config.train.precision == "bf16" or (
             config.train.precision == "auto" and self.device.type != "cpu"
@@ -150,7 +154,7 @@ class _Pretraining:
         train = self.config.train
         if train.budget:
             return ()
-        return train.schedule or ((0, train.steps or (train.epochs or 1) * self.course.phases[0].per_epoch),)
+        return train.schedule or ((0, train.steps or self.course.updates(train.epochs or 1)),)
 
     # ------------------------------------------------------------------------------------------- the run
 
@@ -188,7 +192,7 @@ class _Pretraining:
             steps = self.horizon.known_at(begin)
             with updating(self.state, self.objective, self.course, self.config.train, steps) as updates:
                 for progress in updates:
-                    window.add(progress)
+                    window.add(progress, self.course.kind(progress.step - 1))
                     self._count()
                     due = self.horizon.is_due(progress.step)
                     if due or progress.step % self.config.train.log_every == 0:
@@ -201,10 +205,10 @@ class _Pretraining:
     def _count(self) -> None:
         """Count the tokens of the update."""
         if self.team.first:
-            lengths = self.course.lengths(self.course.latest)
-            tokens = int(lengths.sum())
+            course, share = self.course, self.config.data.mask_share
+            tokens, work = course.cost(course.latest, self.model.config, share)
             self.tokens += tokens
-            self.recent.add(tokens, work_of(self.model.config, lengths, self.config.data.mask_share), 1, 0.0)
+            self.recent.add(tokens, work, 1, 0.0)
 
     def _stopped(self, progress: Progress, window: Window, first: int) -> None:
         self._mark(progress, window, first, stopping=True)
@@ -237,7 +241,7 @@ class _Pretraining:
         return often if self.budget is None else min(often, self.budget / _CHECKS)
 
     def _record(self, progress: Progress, window: Window, first: int) -> None:
-        (loss, norm), step = window.read(), progress.step
+        (loss, norm), step, losses = window.read(), progress.step, window.losses()
         self.recent.seconds += time.monotonic() - self.clock
         tokens, work = self.recent.per_second()
         for total in (self.whole, self.since_check):
@@ -249,6 +253,7 @@ class _Pretraining:
             epoch=epoch + 1,
             max_length=self.course.phases[phase].rules.max_length,
             loss=loss,
+            **({"losses": losses} if losses else {}),
             gradient_norm=norm,
             learning_rate=progress.learning_rate,
             tokens=self.tokens,
@@ -257,7 +262,8 @@ class _Pretraining:
             seconds=round(self._seconds(), 3),
         )
         left = (time.monotonic() - self.began) / (step - first) * (self.horizon.steps - step)
-        said = f"loss {loss:.3f}, {tokens:,.0f} tokens/s, {work / self.peak:.0%} of the GEMM peak"
+        shown = ", ".join(f"{kind} {value:.3f}" for kind, value in losses.items()) or f"{loss:.3f}"
+        said = f"loss {shown}, {tokens:,.0f} tokens/s, {work / self.peak:.0%} of the GEMM peak"
         self.watch.progress(step, self.horizon.steps, said, left)
         if not math.isfinite(loss) or not math.isfinite(norm):
             why = f"the loss became {loss} at step {step} of {self.horizon.steps}"
@@ -377,9 +383,10 @@ class _Pretraining:
             "scores": scores,
             "finding": said,
             **self.inputs.facts(config),
+            **self.lessons.facts(),
             "steps": self.state.step,
             "schedule": [list(event) for event in self.horizon.events],
-            "passes": self._passes(),
+            "passes": round(self.course.passes(self.state.step), 4),
             "tokens": self.tokens,
             "speed": {
                 "tokens_per_second": round(tokens, 1),
@@ -396,12 +403,6 @@ class _Pretraining:
             "seconds": round(self._seconds(), 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-    def _passes(self) -> float:
-        """Return how often the corpus was read."""
-        long = self.horizon.long_begins
-        done = [min(self.state.step, long), max(0, self.state.step - long)]
-        return round(sum(n / batches.per_epoch for n, batches in zip(done, self.course.phases, strict=False)), 4)
 
 
 def _shown(scores: Mapping[str, float | None]) -> str:

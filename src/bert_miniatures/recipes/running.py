@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bert_miniatures.config import Settings, TrainConfig, read_toml
@@ -66,14 +66,22 @@ class Window:
     total: Any = 0.0
     norm: Any = 0.0
     count: int = 0
+    kinds: dict[str, tuple[Any, int]] = field(default_factory=dict)
 
-    def add(self, progress: Progress) -> None:
-        """Take an update."""
+    def add(self, progress: Progress, kind: str = "") -> None:
+        """Take an update, and what it learns where not all learn the same."""
+        if kind:
+            total, count = self.kinds.get(kind, (0.0, 0))
+            self.kinds[kind] = (total + progress.loss, count + 1)
         self.total, self.norm, self.count = self.total + progress.loss, progress.gradient_norm, self.count + 1
 
     def read(self) -> tuple[float, float]:
         """Return the mean loss and the last gradient norm; this waits for the device."""
         return float(self.total) / self.count, float(self.norm)
+
+    def losses(self) -> dict[str, float]:
+        """Return the mean loss of each kind, where there are several; this waits for the device."""
+        return {kind: float(total) / count for kind, (total, count) in sorted(self.kinds.items())}
 
 
 @contextmanager

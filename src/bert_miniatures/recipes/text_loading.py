@@ -16,6 +16,7 @@ from bert_miniatures.data.instances import split_documents
 from bert_miniatures.errors import ConfigError, DataError, DownloadFailed, Offline, UnknownName
 from bert_miniatures.models import resolve
 from bert_miniatures.names import Weights
+from bert_miniatures.teacher import TeacherFolder, read_teacher
 from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.watch import Watch
 from bert_miniatures.zoo import POSITIONS, SEGMENTS, lookup
@@ -33,6 +34,7 @@ class TextInputs:
     Attributes:
         parent: the model to start from; without weights where all are drawn.
         training, held_out: the numbers of the documents.
+        teacher: what its folder says; None where there is none, or nothing more to ask it.
         checksums: what must be the same when the run is resumed.
     """
 
@@ -41,6 +43,7 @@ class TextInputs:
     training: npt.NDArray[np.int64]
     held_out: npt.NDArray[np.int64]
     checksums: Mapping[str, str]
+    teacher: TeacherFolder | None = None
 
     def facts(self, config: PretrainConfig) -> dict[str, Any]:
         """Return what result.json says of them."""
@@ -60,6 +63,7 @@ class TextInputs:
             },
             "data_sha256": dict(self.checksums),
             "settings": config.data.model_dump(mode="json", exclude={"corpus", "text", "encoding_errors"}),
+            **({"teacher": config.teacher.model_dump(mode="json")} if config.teacher.model else {}),
         }
 
 
@@ -83,6 +87,9 @@ def load_text_inputs(
         "vocabulary": parent.tokenizer.fingerprint,
         "model": parent.fingerprint,
     }
+    teacher = read_teacher(resolve(config.teacher.model), config.teacher.pooling) if config.teacher.model else None
+    if teacher:
+        checksums["teacher"] = teacher.fingerprint
     for name, checksum in (known or {}).items():
         if checksums.get(name) != checksum:
             raise DataError(f"the {name} changed since {run} was begun; --overwrite starts it anew")
@@ -93,7 +100,7 @@ def load_text_inputs(
     _say_corpus(corpus, len(held_out), watch)
     if data.hold_out and not len(held_out):
         watch.warn("fewer than four documents: none is held out, and there is no validation")
-    return TextInputs(parent, corpus, training, held_out, checksums)
+    return TextInputs(parent, corpus, training, held_out, checksums, teacher)
 
 
 def _parent(config: PretrainConfig) -> ModelFolder:
@@ -128,7 +135,9 @@ def _parent(config: PretrainConfig) -> ModelFolder:
 
 def groups_of_run(config: PretrainConfig) -> set[str]:
     """Return the heads that are trained."""
-    return {"mlm", "nsp", "pooler"} if config.data.next_sentence else {"mlm"}
+    groups = {"mlm", "nsp", "pooler"} if config.data.next_sentence else {"mlm"}
+    teacher = config.teacher
+    return groups | {"pooler"} if teacher.model and (teacher.vector_share or teacher.pair_share) else groups
 
 
 def untrained(config: PretrainConfig, parent: ModelFolder) -> Weights:
