@@ -41,6 +41,17 @@ def test_what_is_left_is_the_pace_or_what_the_work_says(time, capsys):
     ]
 
 
+def test_other_work_has_a_pace_of_its_own(time, capsys):
+    with ConsoleWatch() as watch:
+        watch.progress(0, 1000)
+        time.now += 10
+        watch.progress(1000, 1000)
+        watch.progress(10, 40)
+        time.now += 10
+        watch.progress(20, 40)
+    assert capsys.readouterr().err.splitlines() == ["1000/1000 (100%)", "20/40 (50%), 0:20 left"]
+
+
 def test_a_terminal_has_one_line_that_is_redrawn(time, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("NO_COLOR", "1")

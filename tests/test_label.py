@@ -166,6 +166,7 @@ def test_what_a_stopped_labelling_left_is_read_and_checked(teacher, texts, tmp_p
     class Stops(Watch):
         def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
             assert total == len(TEXTS)
+            assert left is None
             if done >= 33:
                 raise KeyboardInterrupt
 
@@ -182,8 +183,27 @@ def test_what_a_stopped_labelling_left_is_read_and_checked(teacher, texts, tmp_p
         label(teacher, out, files=[texts], resume=True)
     texts.write_text(text)
     assert first.stat().st_ino == before
-    label(teacher, out, files=[texts], resume=True)
+    seen = []
+
+    class Sees(Watch):
+        def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
+            seen.append(done)
+
+    label(teacher, out, files=[texts], resume=True, watch=Sees())
+    assert seen == [33, 44, 55, 61]  # the pace begins where the work does
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()  # bit for bit
+
+
+def test_a_deploy_folder_is_a_teacher(teacher, texts, tmp_path):
+    pytest.importorskip("onnxruntime", exc_type=ImportError)
+    from bert_miniatures.exporting import export
+
+    export(teacher, tmp_path / "deployed")
+    label(tmp_path / "deployed", tmp_path / "l.parquet", files=[texts])
+    found = soft_labels.read(tmp_path / "l.parquet")
+    np.testing.assert_allclose(found.logits, Predictor(teacher).logits(TEXTS), atol=1e-4)
+    assert found.about.labels == NAMES
+    assert found.about.teachers[0]["bytes"] == (tmp_path / "deployed" / "onnx" / "model.onnx").stat().st_size
 
 
 # ---------------------------------------------------------------------------------------------------- probabilities

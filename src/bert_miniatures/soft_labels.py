@@ -20,6 +20,7 @@ from bert_miniatures.files import atomic_write
 __all__ = [
     "FORMAT",
     "About",
+    "Hashes",
     "Lookup",
     "SoftLabels",
     "hashes_of",

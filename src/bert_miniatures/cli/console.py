@@ -83,6 +83,7 @@ class ConsoleWatch(Watch):
         self._line = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         self._drawn = False
         self._first: tuple[float, int] | None = None
+        self._done = 0
         self._last = 0.0
 
     def __enter__(self) -> "ConsoleWatch":
@@ -107,9 +108,10 @@ class ConsoleWatch(Watch):
     def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
         """Show how far the work is and when it will be done."""
         now = time.monotonic()
-        if self._first is None:
+        if self._first is None or done < self._done:  # other work began, with a pace of its own
             self._first = (now, done)
             self._last = now
+        self._done = done
         wait = 0.1 if self._line else 10.0
         if now - self._last < wait and done < total:
             return

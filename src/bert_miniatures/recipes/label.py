@@ -20,9 +20,11 @@ from bert_miniatures.data.tasks import Task, task_named
 from bert_miniatures.errors import CheckpointError, ConfigError, DataError, LabelError, OutputExists
 from bert_miniatures.files import read_json, sha256_of, writable_folder, write_json
 from bert_miniatures.models import resolve
-from bert_miniatures.predict import Predictor
+from bert_miniatures.outputs import Labels
+from bert_miniatures.predict import Predictor, engine_of
 from bert_miniatures.soft_labels import (
     About,
+    Hashes,
     Lookup,
     SoftLabels,
     hashes_of,
@@ -65,17 +67,17 @@ class Teacher(Protocol):
 
 
 class FolderTeacher:
-    """A model with a classifier; see `Predictor`."""
+    """A model with a classifier, or a deploy folder; see `Predictor`."""
 
     def __init__(self, name: str) -> None:
-        folder = resolve(name)
-        found = read_folder(folder, labels_needed=True)
-        assert found.labels is not None
-        labels, size = found.labels, sum(weight.size for weight in found.weights.values())
-        facts = {"name": name, "sha256": found.fingerprint, "parameters": size, "bytes": bytes_of(folder)}
-        facts["max_length"] = min(labels.max_length, found.config.max_position_embeddings)
-        self.about = About(labels.kind, labels.names, (facts,))
-        self.folder = folder
+        self.folder: Path = Path(name)
+        if engine_of(name) == "onnx":
+            labels = self.predictor.labels
+            facts = _facts_of_graph(self.folder) | {"max_length": labels.max_length}
+        else:
+            self.folder = resolve(name)
+            labels, facts = _facts_of_model(self.folder)
+        self.about = About(labels.kind, labels.names, ({"name": name, **facts},))
 
     @functools.cached_property
     def predictor(self) -> Predictor:
@@ -85,6 +87,20 @@ class FolderTeacher:
     def answer(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Floats:
         """Return the logits [N, C]."""
         return self.predictor.logits(texts, pairs)
+
+
+def _facts_of_model(folder: Path) -> tuple[Labels, dict[str, Any]]:
+    found = read_folder(folder, labels_needed=True)
+    assert found.labels is not None
+    length = min(found.labels.max_length, found.config.max_position_embeddings)
+    size = sum(weight.size for weight in found.weights.values())
+    facts = {"sha256": found.fingerprint, "parameters": size, "bytes": bytes_of(folder), "max_length": length}
+    return found.labels, facts
+
+
+def _facts_of_graph(folder: Path) -> dict[str, Any]:
+    graph = folder / "onnx" / "model.onnx"
+    return {"sha256": sha256_of(graph), "bytes": graph.stat().st_size}
 
 
 class FileTeacher:
@@ -208,34 +224,54 @@ def label_rows(
     """
     started, parts = time.monotonic(), out.with_name(out.name + ".parts")
     about = About(about.kind, about.labels, tuple(t for one in teachers for t in one.about.teachers))
-    total = sum(len(texts) for texts, _ in chunks())
-    begun = about.document() | {"rows": total}
+    total, missing = _counted(teachers, chunks())
+    missing_said(missing, total, about, watch)
+    _begin(parts, about.document() | {"rows": total}, resume=resume)
+    files: list[Path] = []
+    done, computed = 0, False
+    for number, (texts, pairs) in enumerate(chunks()):
+        files.append(parts / f"{number:06d}.parquet")
+        if not _is_answered(files[-1], hashes := hashes_of(texts, pairs)):
+            if not computed:  # the pace is that of the work, not of reading what is there
+                watch.progress(done, total, "texts")
+            computed = True
+            write(files[-1], SoftLabels(about, hashes, answers_of(teachers, about, (texts, pairs))))
+        done += len(texts)
+        if computed:
+            watch.progress(done, total, "texts")
+    rows = merge(files, out, about)
+    shutil.rmtree(parts, ignore_errors=True)
+    seconds = round(time.monotonic() - started, 3)
+    return {"rows": rows, "missing": missing, "seconds": seconds} | about.document()
+
+
+def _counted(teachers: Sequence[Teacher], chunks: Iterable[Chunk]) -> tuple[int, int]:
+    """Return how many rows there are, and how many of them a file of answers lacks."""
+    files = [teacher for teacher in teachers if isinstance(teacher, FileTeacher)]
+    total, missing = 0, 0
+    for texts, pairs in chunks:
+        total += len(texts)
+        if files:
+            known = [~np.isnan(teacher.answer(texts, pairs)).any(1) for teacher in files]
+            missing += int((~np.all(known, axis=0)).sum())
+    return total, missing
+
+
+def _begin(parts: Path, begun: dict[str, Any], *, resume: bool) -> None:
+    """Make the folder of parts, or check that what is there belongs to this work."""
     if not (resume and (parts / "about.json").is_file()):
         shutil.rmtree(parts, ignore_errors=True)
         write_json(writable_folder(parts) / "about.json", begun)
     elif read_json(parts / "about.json") != begun:
         raise ConfigError(f"{parts} was begun with other teachers, labels or texts; --overwrite starts it anew")
-    files, done, missing = [], 0, 0
-    for number, (texts, pairs) in enumerate(chunks()):
-        file = parts / f"{number:06d}.parquet"
-        hashes = hashes_of(texts, pairs)
-        if file.is_file():
-            there = read(file)
-            if not np.array_equal(there.hashes, hashes):
-                raise DataError(f"{file}: the texts changed since the labelling was begun; --overwrite starts it anew")
-            logits = there.logits
-        else:
-            logits = answers_of(teachers, about, (texts, pairs))
-            write(file, SoftLabels(about, hashes, logits))
-        files.append(file)
-        done += len(texts)
-        missing += int(np.isnan(logits).any(1).sum())
-        watch.progress(done, total, "texts")
-    missing_said(missing, total, about, watch)
-    rows = merge(files, out, about)
-    shutil.rmtree(parts, ignore_errors=True)
-    seconds = round(time.monotonic() - started, 3)
-    return {"rows": rows, "missing": missing, "seconds": seconds} | about.document()
+
+
+def _is_answered(part: Path, hashes: Hashes) -> bool:
+    if not part.is_file():
+        return False
+    if not np.array_equal(read(part).hashes, hashes):
+        raise DataError(f"{part}: the texts changed since the labelling was begun; --overwrite starts it anew")
+    return True
 
 
 def missing_said(missing: int, total: int, about: About, watch: Watch, allowed: float = MISSING) -> None:
