@@ -115,7 +115,8 @@ def train(
     gc.freeze()  # a collection would look at every object of every imported module, a twentieth of the time
     with _Gradients(state, objective, batches, config) as gradients:
         while state.step < steps:
-            epoch, done = divmod(state.step, batches.per_epoch)
+            begun = state.step
+            epoch, done = divmod(begun, batches.per_epoch)
             for index, rows in enumerate(batches.rows(epoch)[done : done + steps - state.step], start=done):
                 rate = learning_rate(config, state.step, steps)
                 state.model.train()  # the caller may have evaluated
@@ -125,6 +126,8 @@ def train(
                 state.step += 1
                 ended = index + 1 == batches.per_epoch
                 yield Progress(state.step, steps, epoch + 1, ended, total / weight, norm, rate, len(rows))
+            if state.step == begun:  # a sequence that raises IndexError looks like one that ends; do not ask for ever
+                raise RuntimeError(f"epoch {epoch + 1} has fewer than the {batches.per_epoch} batches that it promised")
 
 
 class _Part:
