@@ -330,6 +330,14 @@ def test_what_cannot_be_judged_is_said_before_anything_is_written(single, tmp_pa
         assert not (tmp_path / "out").exists()
 
 
+def test_rows_that_have_no_score_judge_nothing(tiny, tmp_path):
+    written(classifier(tiny, LABELS["regression"]), tmp_path / "model")
+    (tmp_path / "flat.csv").write_text("text,label\ngood,1.5\nbad,1.5\nfilm,1.5\n")
+    with pytest.raises(DataError, match="pearson is not defined for fp32 there"):
+        export(tmp_path / "model", tmp_path / "out", int8=True, check=tmp_path / "flat.csv")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_glue_task_judges_a_model_of_its_labels(tiny, single, glue, tmp_path):
     with pytest.raises(LabelError, match="labels"):
         export(single, tmp_path / "out", int8=True, check="rte", glue=glue)
@@ -351,6 +359,11 @@ def test_a_run_is_judged_on_its_own_dev_split(tiny, reviews, tmp_path):
     meta = export(tmp_path / "run", tmp_path / "out", int8=True, margin=100, at_most=ALWAYS)
     assert meta["int8"]["report"]["rows"] == 53
     assert meta["int8"]["report"]["fp32"] == pytest.approx(result["scores"]["dev"]["accuracy"])
+    settings = tmp_path / "run" / "run.toml"
+    lines = [line for line in settings.read_text().splitlines() if not line.startswith(("dev =", "hold_out ="))]
+    settings.write_text("\n".join(line + "\nhold_out = 0.0" * (line == "[data]") for line in lines))
+    with pytest.raises(UserError, match="no dev rows to judge int8 on; give --check FILE"):
+        export(tmp_path / "run", tmp_path / "other", int8=True)
 
 
 # ------------------------------------------------------------------------------------------------- the command

@@ -173,6 +173,7 @@ def test_threads_and_int8_are_options(both):
     out = both("single")[1]
     done = shell()("predict", out, "--threads", 1, stdin=lines(TEXTS[:7]))
     alike(done.rows, Predictor(out)(TEXTS[:7]))
+    assert "each of several --workers has one" in shell()("predict", out, "--threads", 2, "--workers", 2).error
     assert "has no onnx/model_quantized.onnx" in shell()("predict", out, "--int8", stdin=b"good\n").error
 
 

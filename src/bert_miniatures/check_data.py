@@ -76,7 +76,10 @@ def _examples(
     if data is None:
         config = FinetuneConfig.of(read_toml(run.config), where=str(run.config))
         task = task_of(config.data)
-        return task, next(iter(load_splits(task, config.data, watch, only="dev").values()))
+        splits = load_splits(task, config.data, watch, only="dev")
+        if "dev" not in splits:  # nothing was held out
+            raise UserError(f"{run.path}: the run has no dev rows to judge int8 on; give --check FILE")
+        return task, splits["dev"]
     if Path(data).suffix.casefold() in SUFFIXES:
         task = Task("own", labels.kind, labels.names, OWN_METRICS[labels.kind], pair=labels.pair)
         if labels.task in TASKS:

@@ -14,6 +14,7 @@ import numpy as np
 
 from bert_miniatures import metrics
 from bert_miniatures.engine import Floats
+from bert_miniatures.errors import DataError
 from bert_miniatures.onnx_graph import Precision
 from bert_miniatures.predict_onnx import adds_in_32_bits, batches, instructions, open_session, run
 from bert_miniatures.tokenizer import Encoded
@@ -90,10 +91,15 @@ def choose(
         fixed_scales: measure the range of each product's input beforehand: a row's answer is then the same whatever
             shares its batch.
         at_most: time of int8 as a share of fp32's that is still taken.
+
+    Raises:
+        DataError: fp32 has no score on these rows.
     """
     full = make(Precision(), False)
     expected = _logits(full, check, check.rows)
     reference = check.score(expected)
+    if np.isnan(reference):
+        raise DataError(f"{check.source}: {check.metric} is not defined for fp32 there; int8 is judged on other rows")
     ranges = _ranges(make, check) if fixed_scales else {}
     basis = Precision(bits=8 if adds_in_32_bits() else 7, ranges=ranges)
     report: dict[str, Any] = {"metric": check.metric, "rows": len(check.gold), "source": check.source}

@@ -32,6 +32,8 @@ def predict(
     from bert_miniatures.predict import Counts, engine_of, predict_stream
 
     engine_of(model)  # what is not installed is said before the file is read; the import itself can take seconds
+    if threads is not None and workers > 1:
+        raise UserError("--threads is for one process; each of several --workers has one thread")
     if out is not None and out.suffix != ".jsonl":
         raise UserError(f"{out}: answers are written as .jsonl")
     if out is not None and file is not None and out.resolve() == file.resolve():
