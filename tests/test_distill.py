@@ -28,6 +28,7 @@ from bert_miniatures.recipes.distill import distill, run_distill
 from bert_miniatures.recipes.finetune import finetune
 from bert_miniatures.recipes.label import label
 from bert_miniatures.recipes.scoring import evaluate
+from bert_miniatures.results import collect
 from bert_miniatures.soft_labels import About, SoftLabels, hashes_of
 from bert_miniatures.soft_objectives import soft_classification, soft_multilabel, soft_prior, soft_regression
 from bert_miniatures.tokenizer import Tokenizer
@@ -254,6 +255,10 @@ def test_the_teacher_answers_once_for_all_students(student, teacher, reviews, un
     assert sum("answers" in text and "once" in text for text in said.notes) == 2  # the texts to learn from, and dev
     assert sum(text.startswith("teacher: dev accuracy") for text in said.notes) == 2
     assert not same_weights(tmp_path / "run1", tmp_path / "run2")
+    first, second = collect([tmp_path])
+    assert (first.seed, second.seed) == (1, 2)
+    assert first.settings == second.settings  # two seeds of one cell
+    assert any(setting.startswith("teacher = ") for setting in first.settings)  # which no fine-tuning is
 
 
 def test_columns_in_another_order_are_the_same_run(student, logits, reviews, tmp_path):

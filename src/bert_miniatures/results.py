@@ -20,6 +20,7 @@ __all__ = ["RunResult", "collect", "title"]
 # Settings that a cell's repeats may differ in: the seed, where things are, and what leaves the mathematics alone.
 _NO_MATTER = {"train.seed", "train.threads", "train.log_every", "train.save_every", "train.micro_batch_size"}
 _NO_MATTER |= {"train.exact_speedups", "data.glue", "data.train", "data.dev", "model"}
+_NO_MATTER |= {"compare", *(key.replace("train.", "finetune.") for key in _NO_MATTER)}  # of a distillation
 
 
 class RunResult(pydantic.BaseModel):
