@@ -44,7 +44,7 @@ def test_what_is_left_is_the_pace_or_what_the_work_says(time, capsys):
 def test_other_work_has_a_pace_of_its_own(time, capsys):
     with ConsoleWatch() as watch:
         watch.progress(0, 1000)
-        time.now += 10
+        time.now += 70
         watch.progress(1000, 1000)
         watch.progress(10, 40)
         time.now += 10

@@ -255,6 +255,10 @@ def test_the_teacher_answers_once_for_all_students(student, teacher, reviews, un
     assert sum("answers" in text and "once" in text for text in said.notes) == 2  # the texts to learn from, and dev
     assert sum(text.startswith("teacher: dev accuracy") for text in said.notes) == 2
     assert not same_weights(tmp_path / "run1", tmp_path / "run2")
+    table_of_second = json.loads((tmp_path / "run2" / "result.json").read_text())["comparison"]
+    assert table_of_second[1]["name"] == "fine-tuned alone"
+    assert table_of_second[1]["scores"] == {}  # the first run had a teacher
+    assert any("no run of this student fine-tuned alone" in text for text in said.notes)
     first, second = collect([tmp_path])
     assert (first.seed, second.seed) == (1, 2)
     assert first.settings == second.settings  # two seeds of one cell
