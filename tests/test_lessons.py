@@ -159,7 +159,10 @@ def test_one_of_the_two(tiny, corpus, folder, tmp_path):
     for name, shares in (("vectors", {"pair_share": 0}), ("pairs", {"vector_share": 0})):
         inputs, lessons = inputs_of(settings(tiny, corpus, folder, **shares))
         assert set(lessons.helpers) == {"vectors": {"projection"}, "pairs": {"similarity"}}[name]
-        result = run_pretrain(settings(tiny, corpus, folder, **shares), tmp_path / name)
+        config = settings(tiny, corpus, folder, **shares)
+        course = lessons.course(course_of(config, inputs.parent, inputs.corpus, inputs.training), config, inputs)
+        assert course.kinds == ["masked", name]
+        result = run_pretrain(config, tmp_path / name)
         kinds = {kind for record in records(tmp_path / name) for kind in record.get("losses", {})}
         assert kinds == {"masked", name}
         assert inputs.teacher.fingerprint == result["data_sha256"]["teacher"]
@@ -201,6 +204,25 @@ def test_words_alone_need_no_pass(tiny, corpus, folder, tmp_path):
     run_pretrain(config, tmp_path / "taught")
     pretrain(tiny, corpus, tmp_path / "plain", data=DATA, train=QUICK)
     assert bits(tmp_path / "taught") == bits(tmp_path / "plain")
+    assert (tmp_path / "cache" / "pretraining").is_dir()
+    assert not (tmp_path / "cache" / "teacher").exists()
+
+
+def test_passes_are_those_over_the_corpus(tiny, corpus, folder, tmp_path):
+    train = {key: value for key, value in QUICK.items() if key != "steps"} | {"epochs": 2}
+    config = PretrainConfig.of(settings(tiny, corpus, folder).model_dump() | {"train": train})
+    result = run_pretrain(config, tmp_path / "run")
+    plain = pretrain(tiny, corpus, tmp_path / "plain", data=DATA, train=train)
+    assert plain["passes"] == 2
+    assert 2 <= result["passes"] < 2.3
+    assert result["steps"] == pytest.approx(2 * plain["steps"], abs=4)
+
+
+def test_runs_of_several_seeds_share_what_the_teacher_read(tiny, corpus, folder):
+    found = [inputs_of(settings(tiny, corpus, folder, {"seed": seed}))[1] for seed in (1, 2)]
+    assert found[0].store.folder == found[1].store.folder
+    other = inputs_of(settings(tiny, corpus, folder, seed=2))[1]
+    assert other.store.folder != found[0].store.folder
 
 
 def test_what_cannot_work(tiny, corpus, folder, whole, tmp_path):

@@ -287,6 +287,7 @@ class TeacherConfig(Settings):
         pairs: how many; near_share and thinned_share of them are near neighbours and thinned copies, the rest random.
         among: neighbours are looked for among so many sentences.
         start_words: the word vectors of new weights start from the teacher's.
+        seed: decides which sentences and pairs; not that of the run, so that several runs share them.
     """
 
     model: str | None = None
@@ -303,6 +304,7 @@ class TeacherConfig(Settings):
     thinned_share: float = Field(default=0.15, ge=0, le=1)
     among: int = Field(default=100_000, gt=0)
     start_words: bool = False
+    seed: int = Field(default=1, ge=0)
 
     @pydantic.model_validator(mode="after")
     def _fit_each_other(self) -> Self:

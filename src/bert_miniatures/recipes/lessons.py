@@ -162,7 +162,7 @@ def lessons_of(config: PretrainConfig, inputs: TextInputs, watch: Watch) -> Less
     weights = _start(config, inputs, watch) if teacher.start_words else inputs.parent.weights
     if not (teacher.vector_share or teacher.pair_share):
         return Lessons(weights)
-    seed = config.train.seed
+    seed = teacher.seed
     rules = PairRules(teacher.pairs, teacher.near_share, teacher.thinned_share, teacher.among, seed=seed)
     room = min(config.data.max_length, read.max_length) - 2
     if teacher.longest is not None and teacher.longest > room:
