@@ -66,6 +66,7 @@ def test_three_objectives_and_no_helper_in_the_folder(whole, folder):
     found = read_folder(whole / "model")
     assert found.groups == {"encoder", "pooler", "mlm", "nsp"}
     assert set(found.weights) == set(read_folder(folder).weights)
+    assert "and what a teacher says of sentences. Vocabulary" in (whole / "model/README.md").read_text()
     result = result_of(whole)
     assert result["lessons"]["pairs"] == 97
     assert result["lessons"]["width"] == 21

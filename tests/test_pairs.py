@@ -90,16 +90,12 @@ def test_thinned_copies_lack_whole_words(rows, seed):
             else:
                 words.append([i])
         copy = left[end - count : end].tolist()
-        kept = 0  # words of the copy, met in their order
-        at = 0
+        states = {(0, 0)}  # how much of the copy is explained, by how many words
         for word in words:
-            if copy[at : at + len(word)] == word:
-                at, kept = at + len(word), kept + 1
-        assert at == len(copy)
-        if len(set(map(tuple, words))) == len(words):  # otherwise the walk above may take another one
-            dropped = len(words) - kept
-            assert dropped == 0 if len(words) == 1 else max(1, round(0.1 * len(words))) <= dropped
-            assert dropped <= max(1, round(0.5 * len(words)))
+            states |= {(at + len(word), kept + 1) for at, kept in states if copy[at : at + len(word)] == word}
+        dropped = {len(words) - kept for at, kept in states if at == len(copy)}
+        least, most = min(1, len(words) - 1), min(max(1, round(0.5 * len(words))), len(words) - 1)
+        assert dropped & set(range(max(least, round(0.1 * len(words)) * least), most + 1))
         assert copy
 
 
@@ -132,7 +128,7 @@ def store_of(sentences, copies, width, folder=Path("nowhere"), seed=0):
     return TeacherStore(texts, vectors, folder)
 
 
-@pytest.mark.parametrize("chunk", [5, 37, 4096])
+@pytest.mark.parametrize("chunk", [5, 37, 1024])
 @pytest.mark.parametrize("among", [101, 43])
 def test_neighbours_are_those_of_brute_force(chunk, among, monkeypatch):
     monkeypatch.setattr(module, "_CHUNK", chunk)

@@ -81,6 +81,7 @@ def pretraining_card(result: Mapping[str, Any]) -> str:
         lengths += f", then {data['long_length']} in the last {data['long_share']:.0%} of the updates"
     aims = f"masked words ({data['masking']} by {data['masking']}, {data['mask_share']:.0%})"
     aims += " and next sentences" if data["next_sentence"] else ""
+    aims += ", and what a teacher says of sentences" if "lessons" in result else ""
     lines += [
         f"{start}, {result['steps']} updates of {result['batch_size']} rows, {result['tokens']:,} tokens, "
         f"{result['passes']:.2f} passes over {corpus['pieces']:,} pieces in {corpus['documents']:,} documents. "

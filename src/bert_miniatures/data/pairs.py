@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 _FORMAT = "pairs-1"
-_CHUNK = 4096  # texts compared with the asking ones at once
+_CHUNK = 1024  # texts compared with the asking ones at once
 _NEAR, _THINNED, _RANDOM = 0, 1, 2
 _ARRAYS = {"a": "<i4", "b": "<i4", "cosine": "<f4", "kind": "<i1"}
 
