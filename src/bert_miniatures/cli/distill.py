@@ -1,12 +1,13 @@
 """`miniatures distill`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bert_miniatures.cli.finetune import Files
-from bert_miniatures.cli.running import processes, settings_of, was_begun
+from bert_miniatures.cli.running import Recipe, run_as_told
 
 
 def distill(
@@ -58,19 +59,13 @@ def distill(
     given |= {"transfer": transfer or None, "transfer_text": transfer_text, "transfer_pair": transfer_pair}
     given |= {"labelled": labelled, "temperature": temperature, "label_weight": label_weight}
     given |= {"then_finetune": then_finetune, "compare": compare}
-    with processes("distillation") as started:
-        if started.restarts and was_begun(out):
-            resume, overwrite = True, False
-        document = settings_of(given, config, out, resume=resume, overwrite=overwrite)
-        result = _run(document, settings or [], str(config or ""), out, resume=resume, overwrite=overwrite)
-        if started.rank == 0:
-            _print(result, out, as_json=as_json)
+    how: dict[str, Any] = {"config": config, "settings": settings, "resume": resume, "overwrite": overwrite}
+    result = run_as_told("distillation", _prepared, given, out, **how)
+    if result is not None:
+        _print(result, out, as_json=as_json)
 
 
-def _run(
-    document: dict[str, Any], settings: list[str], where: str, out: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    from bert_miniatures.cli.console import ConsoleWatch
+def _prepared(document: dict[str, Any], settings: list[str], where: str) -> Recipe:
     from bert_miniatures.distill_config import DistillConfig
     from bert_miniatures.errors import ConfigError
     from bert_miniatures.files import training_extra
@@ -80,8 +75,7 @@ def _run(
     chosen = DistillConfig.of(document, settings, where=where)
     with training_extra("distillation"):
         from bert_miniatures.recipes.distill import run_distill
-    with ConsoleWatch() as watch:
-        return run_distill(chosen, out, resume=resume, overwrite=overwrite, watch=watch)
+    return partial(run_distill, chosen)
 
 
 def _print(result: dict[str, Any], out: Path, *, as_json: bool) -> None:

@@ -1,11 +1,12 @@
 """`miniatures finetune`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bert_miniatures.cli.running import processes, settings_of, was_begun
+from bert_miniatures.cli.running import Recipe, run_as_told
 
 Files = "an own file: .csv .tsv .jsonl .parquet"
 
@@ -39,27 +40,20 @@ def finetune(
     data |= {"text": text, "pair": pair, "label": label, "kind": kind, "max_length": max_length}
     training = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "seed": seed}
     given = {"model": model, "keep": keep, "data": data, "train": training}
-    with processes("fine-tuning") as started:
-        if started.restarts and was_begun(out):  # torchrun started all processes again because one was lost
-            resume, overwrite = True, False
-        document = settings_of(given, config, out, resume=resume, overwrite=overwrite)
-        result = _run(document, settings or [], str(config or ""), out, resume=resume, overwrite=overwrite)
-        if started.rank == 0:
-            _print(result, out, as_json=as_json)
+    how: dict[str, Any] = {"config": config, "settings": settings, "resume": resume, "overwrite": overwrite}
+    result = run_as_told("fine-tuning", _prepared, given, out, **how)
+    if result is not None:
+        _print(result, out, as_json=as_json)
 
 
-def _run(
-    document: dict[str, Any], settings: list[str], where: str, out: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    from bert_miniatures.cli.console import ConsoleWatch
+def _prepared(document: dict[str, Any], settings: list[str], where: str) -> Recipe:
     from bert_miniatures.config import FinetuneConfig
     from bert_miniatures.files import training_extra
 
     chosen = FinetuneConfig.of(document, settings, where=where)
     with training_extra("fine-tuning"):
         from bert_miniatures.recipes.finetune import run_finetune
-    with ConsoleWatch() as watch:
-        return run_finetune(chosen, out, resume=resume, overwrite=overwrite, watch=watch)
+    return partial(run_finetune, chosen)
 
 
 def _print(result: dict[str, Any], out: Path, *, as_json: bool) -> None:

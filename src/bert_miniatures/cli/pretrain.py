@@ -1,11 +1,12 @@
 """`miniatures pretrain`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from bert_miniatures.cli.running import processes, settings_of, was_begun
+from bert_miniatures.cli.running import Recipe, run_as_told
 
 __all__ = ["pretrain"]
 
@@ -44,27 +45,20 @@ def pretrain(
     data = {"corpus": files, "text": text, "encoding_errors": encoding_errors, "max_length": max_length}
     train = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "epochs": epochs, "budget": budget}
     given = {"model": model, "vocab": None if vocab is None else str(vocab), "data": data, "train": train}
-    with processes("pre-training") as started:
-        if started.restarts and was_begun(out):  # torchrun started all processes again because one was lost
-            resume, overwrite = True, False
-        document = settings_of(given, config, out, resume=resume, overwrite=overwrite)
-        result = _run(document, settings or [], str(config or ""), out, resume=resume, overwrite=overwrite)
-        if started.rank == 0:
-            _print(result, out, as_json=as_json)
+    how: dict[str, Any] = {"config": config, "settings": settings, "resume": resume, "overwrite": overwrite}
+    result = run_as_told("pre-training", _prepared, given, out, **how)
+    if result is not None:
+        _print(result, out, as_json=as_json)
 
 
-def _run(
-    document: dict[str, Any], settings: list[str], where: str, out: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    from bert_miniatures.cli.console import ConsoleWatch
+def _prepared(document: dict[str, Any], settings: list[str], where: str) -> Recipe:
     from bert_miniatures.config import PretrainConfig
     from bert_miniatures.files import training_extra
 
     chosen = PretrainConfig.of(document, settings, where=where)
     with training_extra("pre-training"):
         from bert_miniatures.recipes.pretrain import run_pretrain
-    with ConsoleWatch() as watch:
-        return run_pretrain(chosen, out, resume=resume, overwrite=overwrite, watch=watch)
+    return partial(run_pretrain, chosen)
 
 
 def _print(result: dict[str, Any], out: Path, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """What commands that train have in common: torchrun's processes, and settings from a file with options on top."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bert_miniatures.machine import Launch
 
-__all__ = ["processes", "settings_of", "was_begun"]
+__all__ = ["Recipe", "processes", "run_as_told", "settings_of"]
+
+Recipe = Callable[..., dict[str, Any]]  # of the run folder, resume=, overwrite=, watch=
 
 
 @contextmanager
@@ -31,11 +33,35 @@ def processes(what: str) -> Iterator["Launch"]:
         yield started
 
 
-def was_begun(out: Path) -> bool:
-    """Tell whether a run was begun there."""
+def run_as_told(
+    what: str,
+    prepared: Callable[[dict[str, Any], list[str], str], Recipe],
+    given: Mapping[str, Any],
+    out: Path,
+    *,
+    config: Path | None,
+    settings: list[str] | None,
+    resume: bool,
+    overwrite: bool,
+) -> dict[str, Any] | None:
+    """Run a recipe, in torchrun's processes where there are some; return its result, None in all but the first.
+
+    Args:
+        what: the work, as in "fine-tuning".
+        prepared: checks the settings (a document, `key=value` on top, the name of the file) and imports the recipe.
+        given: what the command line says; see `settings_of`.
+    """
+    from bert_miniatures.cli.console import ConsoleWatch
     from bert_miniatures.files import RunFolder
 
-    return RunFolder(out).is_run()
+    with processes(what) as started:
+        if started.restarts and RunFolder(out).is_run():  # torchrun started all again because one was lost
+            resume, overwrite = True, False
+        document = settings_of(given, config, out, resume=resume, overwrite=overwrite)
+        recipe = prepared(document, settings or [], str(config or ""))
+        with ConsoleWatch() as watch:
+            result = recipe(out, resume=resume, overwrite=overwrite, watch=watch)
+        return result if started.rank == 0 else None
 
 
 def settings_of(
