@@ -16,9 +16,9 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 LAYERS = [
     {"errors"},
     {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool",
-     "data.mixture"},
+     "data.on_demand"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "pool_worker", "word_start", "data.lines",
-     "data.sentences", "data.tasks"},
+     "data.mixture", "data.sentences", "data.tasks"},
     {"distill_config", "tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "plan", "memory",
      "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables"},
     {"checkpoint", "engine", "onnx_graph", "choice", "pieces", "download", "submission", "budget", "keeping", "soft_labels", "data.glue",

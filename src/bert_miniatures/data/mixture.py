@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from bert_miniatures.data.on_demand import OnDemand
 
 __all__ = ["ENDLESS", "Mixture", "Part"]
 
@@ -79,7 +81,7 @@ class Mixture:
 
     def rows(self, epoch: int) -> "Sequence[Ints]":
         """Return the rows of each update."""
-        return _Updates(self, range(self.per_epoch))
+        return OnDemand(self.rows_of, range(self.per_epoch))
 
     def rows_of(self, step: int) -> Ints:
         """Return the rows of the update after `step` others; the source is in the upper bits."""
@@ -105,25 +107,6 @@ class Mixture:
     def source(self, rows: Ints) -> tuple[int, Ints]:
         """Return which source rows are of, and their numbers there."""
         return int(rows[0]) >> _KIND, rows & (2**_KIND - 1)
-
-
-class _Updates(Sequence[Ints]):
-    """The rows of some updates."""
-
-    def __init__(self, mixture: Mixture, part: range) -> None:
-        self._mixture, self._part = mixture, part
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    @overload
-    def __getitem__(self, index: int) -> Ints: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Updates": ...
-    def __getitem__(self, index: int | slice) -> "Ints | _Updates":
-        if isinstance(index, slice):
-            return _Updates(self._mixture, self._part[index])
-        return self._mixture.rows_of(self._part[index])
 
 
 def _quotients(count: int, divisor: int, factor: int, start: int) -> int:

@@ -8,7 +8,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from torch import Tensor
 from bert_miniatures.data.encoding import EncodedCorpus
 from bert_miniatures.data.instances import Instances, Rules, chapters, instances, pack
 from bert_miniatures.data.masking import Flat, Masker, draw
+from bert_miniatures.data.on_demand import OnDemand
 from bert_miniatures.errors import DataError
 from bert_miniatures.tokenizer import Tokenizer
 
@@ -130,7 +132,16 @@ class PretrainBatches:
 
     def rows(self, epoch: int) -> Sequence[Ints]:
         """Return the rows of each batch of this epoch; chapters are drawn when their batches are asked for."""
-        return _EpochRows(self, epoch)
+
+        @lru_cache(1)
+        def of(chapter: int) -> list[Ints]:
+            return self.epoch_rows(epoch, chapter)
+
+        def batch_rows(number: int) -> Ints:
+            chapter = next(c for c in range(self.chapters) if number < self.first_batch(c + 1))
+            return of(chapter)[number - self.first_batch(chapter)]
+
+        return OnDemand(batch_rows, range(self.per_epoch))
 
     def micro(self, rows: Ints, size: int | None = None) -> Iterator[PretrainBatch]:
         """Collate the rows of one batch, in pieces of at most `size` rows."""
@@ -261,31 +272,6 @@ class PretrainBatches:
             next=torch.from_numpy(is_random.astype(np.int64)) if pair else None,
             tokens=len(at),
         )
-
-
-class _EpochRows(Sequence[Ints]):
-    """The batches of an epoch: any of them, from any on, without those before."""
-
-    def __init__(self, batches: PretrainBatches, epoch: int, part: range | None = None) -> None:
-        self._batches, self._epoch = batches, epoch
-        self._part = range(batches.per_epoch) if part is None else part
-        self._rows: tuple[int, list[Ints]] = (-1, [])
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    @overload
-    def __getitem__(self, index: int) -> Ints: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_EpochRows": ...
-    def __getitem__(self, index: int | slice) -> "Ints | _EpochRows":
-        if isinstance(index, slice):
-            return _EpochRows(self._batches, self._epoch, self._part[index])
-        number = self._part[index]
-        chapter = next(c for c in range(self._batches.chapters) if number < self._batches.first_batch(c + 1))
-        if self._rows[0] != chapter:
-            self._rows = (chapter, self._batches.epoch_rows(self._epoch, chapter))
-        return self._rows[1][number - self._batches.first_batch(chapter)]
 
 
 def held_out_batches(

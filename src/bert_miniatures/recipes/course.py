@@ -1,7 +1,7 @@
 """The updates of a pre-training run in their order: which rows of which length each one reads."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from bert_miniatures.config import ModelConfig, PretrainConfig
 from bert_miniatures.data.encoding import EncodedCorpus
 from bert_miniatures.data.instances import Rules
 from bert_miniatures.data.masking import Masker
+from bert_miniatures.data.on_demand import OnDemand
 from bert_miniatures.data.pretraining import PretrainBatch, PretrainBatches, held_out_batches
 
 __all__ = ["Course", "course_of", "held_out_of", "work_of"]
@@ -49,7 +50,7 @@ class Course:
 
     def rows(self, epoch: int) -> Sequence[Ints]:
         """Return the rows of each update."""
-        return _Updates(self, range(self.per_epoch))
+        return OnDemand(self.rows_of, range(self.per_epoch))
 
     def rows_of(self, step: int) -> Ints:
         """Return the rows of the update after `step` others; the source is in the upper bits."""
@@ -90,25 +91,6 @@ class Course:
 
     def _source(self, rows: Ints) -> tuple[PretrainBatches, Ints]:
         return self.phases[int(rows[0]) >> _PHASE], rows & (2**_PHASE - 1)
-
-
-class _Updates(Sequence[Ints]):
-    """The rows of some updates."""
-
-    def __init__(self, course: Course, part: range) -> None:
-        self._course, self._part = course, part
-
-    def __len__(self) -> int:
-        return len(self._part)
-
-    @overload
-    def __getitem__(self, index: int) -> Ints: ...
-    @overload
-    def __getitem__(self, index: slice) -> "_Updates": ...
-    def __getitem__(self, index: int | slice) -> "Ints | _Updates":
-        if isinstance(index, slice):
-            return _Updates(self._course, self._part[index])
-        return self._course.rows_of(self._part[index])
 
 
 def _fewer(rows: int, first: PretrainBatches, other: PretrainBatches) -> int:
