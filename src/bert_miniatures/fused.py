@@ -124,13 +124,7 @@ def _attend(
     h = d // heads
     projected = torch.addmm(bias, x.view(b * t, d), qkv.t())  # R 3D
     q, k, v = projected.view(b, t, 3, heads, h).permute(2, 0, 3, 1, 4).reshape(3, b * heads, t, h)
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=h**-0.5)  # BN T T
-    if mask is not None:
-        scores.view(b, heads, t, t).add_(mask)
-    shares = torch.softmax(scores, -1, out=scores)
-    dropped = shares if drawn is None else shares * drawn.view_as(shares)
-    context = (dropped @ v).view(b, heads, t, h).transpose(1, 2).reshape(b * t, d)
-    return context, (q, k, v, shares, dropped)
+    return _mix(q, k, v, mask, drawn, b)
 
 
 def _attend_back(
@@ -144,23 +138,44 @@ def _attend_back(
     sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
-    q, k, v, shares, dropped = saved
     b, t, d = x.shape
     h = d // heads
-    dout = dcontext.view(b, t, heads, h).transpose(1, 2).reshape(b * heads, t, h)
     dprojected = torch.empty(3, b * heads, t, h, dtype=x.dtype)
-    torch.bmm(dropped.transpose(1, 2), dout, out=dprojected[2])
-    dshares = dout @ v.transpose(1, 2)
-    if drawn is not None:
-        dshares.mul_(drawn.view_as(dshares))
-    dscores = torch._softmax_backward_data(dshares, shares, -1, x.dtype)
-    scale = h**-0.5
-    torch.baddbmm(dprojected[0], dscores, k, beta=0, alpha=scale, out=dprojected[0])
-    torch.baddbmm(dprojected[1], dscores.transpose(1, 2), q, beta=0, alpha=scale, out=dprojected[1])
+    _mix_back(dcontext, drawn, saved, b, *dprojected)
     rows = dprojected.view(3, b, heads, t, h).permute(1, 3, 0, 2, 4).reshape(b * t, 3 * d)
     sums[0].addmm_(rows.t(), x.view(b * t, d))
     sums[1].add_(rows.sum(0))
     return dx.addmm_(rows, qkv).view(b, t, d)
+
+
+def _mix(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drawn: Tensor | None, b: int
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the joined heads [B Q, D] of Q queries a row [BN, Q, H] over keys and values [BN, T, H]."""
+    (_, asking, h), t = q.shape, k.shape[1]
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=h**-0.5)  # BN Q T
+    if mask is not None:
+        scores.view(b, -1, asking, t).add_(mask)
+    shares = torch.softmax(scores, -1, out=scores)
+    dropped = shares if drawn is None else shares * drawn.view_as(shares)
+    context = (dropped @ v).view(b, -1, asking, h).transpose(1, 2).reshape(b * asking, -1)
+    return context, (q, k, v, shares, dropped)
+
+
+def _mix_back(
+    dcontext: Tensor, drawn: Tensor | None, saved: list[Tensor], b: int, dq: Tensor, dk: Tensor, dv: Tensor
+) -> None:
+    """Write the gradients of queries, keys and values into `dq`, `dk` and `dv`."""
+    q, k, v, shares, dropped = saved
+    _, asking, h = q.shape
+    dout = dcontext.view(b, asking, -1, h).transpose(1, 2).reshape(q.shape)
+    torch.bmm(dropped.transpose(1, 2), dout, out=dv)
+    dshares = dout @ v.transpose(1, 2)
+    if drawn is not None:
+        dshares.mul_(drawn.view_as(dshares))
+    dscores = torch._softmax_backward_data(dshares, shares, -1, q.dtype)
+    torch.baddbmm(dq, dscores, k, beta=0, alpha=h**-0.5, out=dq)
+    torch.baddbmm(dk, dscores.transpose(1, 2), q, beta=0, alpha=h**-0.5, out=dk)
 
 
 def _attend_picked(
@@ -173,13 +188,8 @@ def _attend_picked(
     q = q.view(b, m, heads, h).transpose(1, 2).reshape(b * heads, m, h)
     both = torch.addmm(bias[d:], x.view(b * t, d), qkv[d:].t())  # R 2D
     k, v = both.view(b, t, 2, heads, h).permute(2, 0, 3, 1, 4).reshape(2, b * heads, t, h)
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=h**-0.5)  # BN M T
-    if mask is not None:
-        scores.view(b, heads, m, t).add_(mask)
-    shares = torch.softmax(scores, -1, out=scores)
-    dropped = shares if drawn is None else shares * drawn.view_as(shares)
-    context = (dropped @ v).view(b, heads, m, h).transpose(1, 2).reshape(b * m, d)
-    return context, (residual, q, k, v, shares, dropped)
+    context, saved = _mix(q, k, v, mask, drawn, b)
+    return context, (residual, *saved)
 
 
 def _attend_picked_back(
@@ -194,18 +204,11 @@ def _attend_picked_back(
     sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
-    residual, q, k, v, shares, dropped = saved
+    residual, *mixed = saved
     (b, t, d), m = x.shape, picked.shape[1]
     h = d // heads
-    dout = dcontext.view(b, m, heads, h).transpose(1, 2).reshape(b * heads, m, h)
-    dboth = torch.empty(2, b * heads, t, h, dtype=x.dtype)
-    torch.bmm(dropped.transpose(1, 2), dout, out=dboth[1])
-    dshares = dout @ v.transpose(1, 2)
-    if drawn is not None:
-        dshares.mul_(drawn.view_as(dshares))
-    dscores = torch._softmax_backward_data(dshares, shares, -1, x.dtype)
-    dq = torch.baddbmm(q, dscores, k, beta=0, alpha=h**-0.5)
-    torch.baddbmm(dboth[0], dscores.transpose(1, 2), q, beta=0, alpha=h**-0.5, out=dboth[0])
+    dq, dboth = torch.empty(b * heads, m, h, dtype=x.dtype), torch.empty(2, b * heads, t, h, dtype=x.dtype)
+    _mix_back(dcontext, drawn, mixed, b, dq, *dboth)
     rows = dq.view(b, heads, m, h).transpose(1, 2).reshape(b * m, d)
     sums[0][:d].addmm_(rows.t(), residual)
     sums[1][:d].add_(rows.sum(0))
