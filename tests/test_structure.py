@@ -29,8 +29,8 @@ LAYERS = [
     # ------------------------------------------------------------------------------ torch starts here
     {"noise", "fused", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
-    {"model", "optim", "data.teaching"},
-    {"objectives", "load", "teacher"},
+    {"model", "optim", "data.teaching", "auto_teacher"},
+    {"objectives", "load", "teacher", "recipes.teachers"},
     {"train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
     {"predict_torch", "check_data", "recipes.running", "recipes.lessons"},

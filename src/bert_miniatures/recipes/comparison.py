@@ -1,7 +1,7 @@
 """The table at the end of a distillation: teacher, student fine-tuned alone, distilled, distilled then fine-tuned."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ from bert_miniatures.checkpoint import read_folder
 from bert_miniatures.data.examples import Examples
 from bert_miniatures.errors import DataError, UserError
 from bert_miniatures.files import RunFolder, read_json
-from bert_miniatures.predict import Predictor
-from bert_miniatures.recipes.label import bytes_of
 from bert_miniatures.recipes.method import nulls
+from bert_miniatures.recipes.teachers import bytes_of
 
 __all__ = ["alone", "facts_of", "row_of", "speed", "table"]
 
@@ -33,18 +32,22 @@ def facts_of(folder: Path) -> dict[str, int]:
     return {"parameters": sum(weight.size for weight in weights.values()), "bytes": bytes_of(folder)}
 
 
-def speed(model: str | Path, examples: Examples) -> float:
-    """Measure texts per second on this machine, tokenisation included, in batches of 32 for about a second."""
-    predictor = Predictor(model)
+def speed(answer: Callable[[Sequence[str], Sequence[str] | None], Any], examples: Examples) -> float:
+    """Measure texts per second on this machine, tokenisation included, in batches of 32 for about a second.
+
+    Args:
+        answer: gives a model's logits for texts and, where there are any, second texts.
+        examples: whose texts are answered.
+    """
     chunks = [
         (examples.texts[i : i + _CHUNK], None if examples.pairs is None else examples.pairs[i : i + _CHUNK])
         for i in range(0, len(examples), _CHUNK)
     ]
-    predictor.logits(*chunks[0])  # the first is slower
+    answer(*chunks[0])  # the first is slower
     began, rows, number = time.perf_counter(), 0, 0
     while (passed := time.perf_counter() - began) < _SECONDS:
         texts, pairs = chunks[number % len(chunks)]
-        predictor.logits(texts, pairs)
+        answer(texts, pairs)
         rows, number = rows + len(texts), number + 1
     return round(rows / passed, 1)
 

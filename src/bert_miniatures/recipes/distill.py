@@ -18,11 +18,13 @@ from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, DataError
 from bert_miniatures.evaluate import prior_loss
 from bert_miniatures.files import RunFolder
+from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes.comparison import alone, facts_of, row_of, speed
 from bert_miniatures.recipes.finetune import run_finetune
 from bert_miniatures.recipes.loading import Inputs
 from bert_miniatures.recipes.method import Aim
 from bert_miniatures.recipes.soft_loading import SoftInputs, load_soft_inputs
+from bert_miniatures.recipes.teachers import open_teachers
 from bert_miniatures.soft_objectives import soft_classification, soft_multilabel, soft_prior, soft_regression
 from bert_miniatures.watch import Watch
 
@@ -165,7 +167,7 @@ class _Distillation:
     ) -> list[dict[str, Any]]:
         splits = self.inputs.splits
         texts = splits.get("dev", splits["train"])
-        facts, pace = facts_of(run.model), speed(run.model, texts)
+        facts, pace = facts_of(run.model), speed(Predictor(run.model).logits, texts)
         rows = [self._teacher_row(texts)]
         if self.alone is None:
             self.watch.note("no run of this student fine-tuned alone is beside this one; --compare RUN names one")
@@ -192,7 +194,7 @@ class _Distillation:
         for teacher in self.inputs.teachers:
             if not Path(teacher["name"]).is_dir():
                 return None
-            paces.append(speed(teacher["name"], texts))
+            paces.append(speed(open_teachers([teacher["name"]], Watch())[0].answer, texts))
         return round(1 / sum(1 / pace for pace in paces), 1)
 
 

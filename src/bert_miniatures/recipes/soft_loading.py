@@ -17,19 +17,11 @@ from bert_miniatures.data.tasks import Task
 from bert_miniatures.distill_config import DistillConfig
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import cache_folder
-from bert_miniatures.recipes.label import (
-    FileTeacher,
-    FolderTeacher,
-    Teacher,
-    answers_of,
-    label_rows,
-    missing_said,
-    open_teachers,
-    order_of,
-    rows_of,
-)
+from bert_miniatures.recipes.label import label_rows, missing_said, rows_of
 from bert_miniatures.recipes.loading import Inputs, encoded, load_splits, read_parent, task_of
+from bert_miniatures.recipes.teachers import FileTeacher, Teacher, answers_of, open_teachers, order_of
 from bert_miniatures.soft_labels import About, hashes_of
+from bert_miniatures.transfer import locked
 from bert_miniatures.traps import order_warning
 from bert_miniatures.watch import Watch
 
@@ -165,17 +157,22 @@ def _answers(teachers: Sequence[Teacher], about: About, examples: Examples, watc
 
 
 def _from_files(teacher: Teacher, about: About, examples: Examples, watch: Watch) -> Teacher:
-    """Let a model answer once; the answers are kept in the cache for other students and other settings."""
-    if not isinstance(teacher, FolderTeacher):
+    """Let a model answer once; the answers are kept in the cache for other students and other settings.
+
+    Of several processes that ask for the same answers at once, one works and the others wait for it.
+    """
+    if isinstance(teacher, FileTeacher):
         return teacher
     facts = teacher.about.teachers[0]
     key = hashlib.sha256(f"1 {facts['sha256']} {facts['max_length']} {about.document()}".encode())
     key.update(_hashes(examples).tobytes())
     path = cache_folder() / "teachers" / f"{key.hexdigest()}.parquet"
     if not path.is_file():
-        watch.note(f"{facts['name']} answers {len(examples):,} texts, once; they are kept in {path}")
-        rows = functools.partial(rows_of, examples.texts, examples.pairs)
-        label_rows([teacher], about, rows, path, watch, resume=True)
+        with locked(path):
+            if not path.is_file():
+                watch.note(f"{facts['name']} answers {len(examples):,} texts, once; they are kept in {path}")
+                rows = functools.partial(rows_of, examples.texts, examples.pairs)
+                label_rows([teacher], about, rows, path, watch, resume=True)
     return FileTeacher(path, about.kind)
 
 

@@ -1,0 +1,115 @@
+"""Two processes that want the same answers of a teacher at once: one works, the other waits, both end right."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_miniatures import soft_labels
+from bert_miniatures.checkpoint import Labels, read_folder, write_folder
+from bert_miniatures.model import build
+from bert_miniatures.predict import Predictor
+from commands import environment
+
+# Reads the inputs of a distillation; waits until as many processes as there are arguments for are at the same place.
+SCRIPT = """
+import json, sys, time
+from pathlib import Path
+from bert_miniatures.distill_config import DistillConfig
+from bert_miniatures.recipes import label as labelling
+from bert_miniatures.recipes.soft_loading import load_soft_inputs
+from bert_miniatures.recipes.teachers import FolderTeacher
+from bert_miniatures.watch import Watch
+
+settings, name, others, hangs = json.loads(sys.argv[1])
+labelling.PART, real = 17, FolderTeacher.answer
+
+def slowly(self, texts, pairs):
+    found = real(self, texts, pairs)
+    if hangs and Path(hangs).exists():
+        time.sleep(1000)
+    if hangs:
+        Path(hangs).touch()
+    time.sleep(0.05)
+    return found
+
+FolderTeacher.answer = slowly
+
+class Tells(Watch):
+    def note(self, text):
+        if "answers" in text:
+            print("worked", flush=True)
+
+Path(name).touch()
+while not all(Path(other).exists() for other in others):
+    time.sleep(0.005)
+inputs = load_soft_inputs(DistillConfig.of(settings), Tells())
+print(json.dumps(inputs.data["train"].teacher.tolist()))
+"""
+
+
+@pytest.fixture
+def teacher(tiny, tmp_path) -> Path:
+    found = read_folder(tiny)
+    weights = build(found.config, found.weights, groups={"pooler", "head"}, classes=2, seed=3).weights()
+    labels = Labels("classification", ("negative", "positive"), task="own", max_length=31)
+    write_folder(tmp_path / "teacher", replace(found, weights=weights, labels=labels), card="# teacher\n")
+    return tmp_path / "teacher"
+
+
+def begin(home: Path, settings: dict, name: str, others: list[str], hangs: str = "") -> subprocess.Popen[str]:
+    given = json.dumps(
+        [settings, str(home / name), [str(home / other) for other in others], hangs and str(home / hangs)]
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, given], env=environment(home), cwd=home, **pipes)
+
+
+def settings_of(tiny: Path, teacher: Path, reviews: tuple[Path, Path]) -> dict:
+    data = {"train": str(reviews[0]), "dev": str(reviews[1]), "max_length": 32}
+    return {"model": str(tiny), "teacher": [str(teacher)], "data": data}
+
+
+def answers(teacher: Path, reviews: tuple[Path, Path]) -> np.ndarray:
+    return Predictor(teacher).logits([line.rsplit(",", 1)[0] for line in reviews[0].read_text().splitlines()[1:]])
+
+
+def test_two_at_once_do_the_work_once(tiny, teacher, reviews, tmp_path):
+    settings = settings_of(tiny, teacher, reviews)
+    both = [begin(tmp_path, settings, name, ["a", "b"]) for name in ("a", "b")]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert sum(out.count("worked") for out, _ in said) == 2  # the texts to learn from, and dev
+    assert sum("waiting for it" in err for _, err in said) >= 1
+    for out, _ in said:
+        np.testing.assert_allclose(json.loads(out.splitlines()[-1]), answers(teacher, reviews), atol=1e-5)
+    assert len(list((tmp_path / "cache" / "teachers").glob("*.parquet"))) == 2
+    assert not list((tmp_path / "cache" / "teachers").glob("*.parts"))
+
+
+def test_a_holder_that_is_killed_lets_go_and_its_parts_are_used(tiny, teacher, reviews, tmp_path):
+    settings = settings_of(tiny, teacher, reviews)
+    holder = begin(tmp_path, settings, "a", [], hangs="begun")
+    until = time.monotonic() + 60
+    parts = tmp_path / "cache" / "teachers"
+    while not list(parts.glob("*.parts/000000.parquet")) and holder.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+    first = next(parts.glob("*.parts/000000.parquet"))
+    before = first.stat().st_ino, soft_labels.read(first).hashes
+    waits = begin(tmp_path, settings, "b", ["a"])
+    assert waits.stderr is not None
+    assert "waiting for it" in waits.stderr.readline()
+    assert waits.poll() is None
+    assert first.stat().st_ino == before[0]
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    out, err = waits.communicate(timeout=120)
+    assert waits.returncode == 0, err
+    np.testing.assert_allclose(json.loads(out.splitlines()[-1]), answers(teacher, reviews), atol=1e-5)
+    assert out.count("worked") == 2
