@@ -49,9 +49,9 @@ def test_several_texts_are_answered_as_one_by_one(tiny):
 
 def test_only_mask_is_special(tiny):
     filler = Filler(tiny)
-    ids, special = filler._ids("a [SEP] b [CLS] [PAD] [mask] [MASK]"), filler.tokenizer
-    assert ids.count(special.sep_id) == ids.count(special.cls_id) == ids.count(special.mask_id) == 1
-    assert special.pad_id not in ids
+    ids, special = filler._ids("a [SEP] b [CLS] [PAD] [mask] [MASK]".split("[MASK]")), filler.tokenizer
+    assert ids.count(special.mask_id) == 1
+    assert not {special.sep_id, special.cls_id, special.pad_id} & set(ids)
 
 
 def test_as_many_pieces_as_the_model_has_positions(tiny):

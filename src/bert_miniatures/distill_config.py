@@ -24,6 +24,10 @@ class DistillConfig(FinetuneConfig):
         label_weight: share of the labels' own loss, in rows that have a label.
         then_finetune: fine-tune on the labelled set afterwards, into `finetuned` of the run folder.
         finetune: settings of that, those of `train` where not given.
+        augment: how many texts to make from those there are, by replacing words.
+        augment_with: a model with a masked-LM head that finds the words; the student itself where None.
+        augment_share, augment_top: share of a text's words that are replaced; how many likely words are drawn from.
+        augment_seed: decides the words; not that of the run, so that several runs share the texts.
         missing: share of the texts that a file of answers may lack.
         compare: a finished run of the same student, fine-tuned alone; looked for beside the run where None.
     """
@@ -37,6 +41,11 @@ class DistillConfig(FinetuneConfig):
     label_weight: float = Field(default=0.0, ge=0, le=1)
     then_finetune: bool = False
     finetune: TrainConfig = TrainConfig()
+    augment: int = Field(default=0, ge=0)
+    augment_with: str | None = None
+    augment_share: float = Field(default=0.2, gt=0, le=1)
+    augment_top: int = Field(default=15, gt=0)
+    augment_seed: int = Field(default=1, ge=0)
     missing: float = Field(default=0.01, ge=0, lt=1)
     compare: Path | None = None
 
@@ -56,6 +65,8 @@ class DistillConfig(FinetuneConfig):
             raise ValueError("nothing to learn from: give transfer files, or keep the labelled texts")
         if not self.labelled and self.label_weight:
             raise ValueError("label_weight needs the labelled texts, and labelled = false leaves them out")
+        if self.augment_with is not None and not self.augment:
+            raise ValueError("augment_with says who makes texts; say how many with augment (--augment N)")
         return self
 
 

@@ -32,6 +32,12 @@ def distill(
     labelled: Annotated[
         bool | None, typer.Option("--labelled/--transfer-only", help="learn from the labelled set's texts too [yes]")
     ] = None,
+    augment: Annotated[
+        int | None, typer.Option(help="texts to make from those there are, by replacing words [0]")
+    ] = None,
+    augment_with: Annotated[
+        str | None, typer.Option(help="model with a masked-LM head that finds the words [the student]")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="divides the logits of both [1]")] = None,
     label_weight: Annotated[float | None, typer.Option(help="share of the labels' own loss, 0 to 1 [0]")] = None,
     then_finetune: Annotated[
@@ -57,6 +63,7 @@ def distill(
     training = {"batch_size": batch_size, "learning_rate": learning_rate, "epochs": epochs, "seed": seed}
     given: dict[str, Any] = {"model": model, "keep": keep, "data": data, "train": training, "teacher": teacher or None}
     given |= {"transfer": transfer or None, "transfer_text": transfer_text, "transfer_pair": transfer_pair}
+    given |= {"augment": augment, "augment_with": augment_with}
     given |= {"labelled": labelled, "temperature": temperature, "label_weight": label_weight}
     given |= {"then_finetune": then_finetune, "compare": compare}
     how: dict[str, Any] = {"config": config, "settings": settings, "resume": resume, "overwrite": overwrite}

@@ -128,6 +128,8 @@ class _Distillation:
             prior = (1 - share) * prior + share * prior_loss(kind, data.labels[:own])
         who = [dict(teacher) for teacher in self.inputs.teachers]
         facts = {"teachers": who, "texts": dict(self.inputs.texts), "temperature": heat, "label_weight": weight}
+        if self.inputs.augmentation:
+            facts["augmentation"] = dict(self.inputs.augmentation)
         return Aim(objective, mean, deviation, prior, facts)
 
     def ending(self, run: RunFolder, document: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,9 +1,11 @@
 """fill(): what a model with a masked-LM head would put where a text has [MASK]."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import overload
 
 import torch
+from torch import Tensor
 
 from bert_miniatures.checkpoint import read_folder
 from bert_miniatures.errors import CheckpointError, ConfigError, DataError
@@ -36,7 +38,7 @@ class Filler:
                 "trains one"
             )
         self.tokenizer, self.model = found.tokenizer, build(found.config, found.weights, groups={"mlm"}).eval()
-        self.limit = found.config.max_position_embeddings - 2
+        self.fingerprint, self.limit = found.fingerprint, found.config.max_position_embeddings - 2
 
     @torch.inference_mode()
     def __call__(self, text: str, top: int = 5) -> list[list[Guess]]:
@@ -45,28 +47,49 @@ class Filler:
             raise ConfigError(
                 f"top is {top}; expected 1 to {len(self.tokenizer.vocabulary)}, the size of the vocabulary"
             )
-        ids = self._ids(text)
-        places = [at for at, one in enumerate(ids) if one == self.tokenizer.mask_id]
-        hidden = self.model(torch.tensor([ids]))[0, places]
-        scores, pieces = self.model.masked(hidden).float().softmax(-1).topk(top)
+        parts = text.split(_MASK)
+        if len(parts) == 1:
+            raise DataError(f"no {_MASK} in '{text:.60}'; write it where a word is missing")
+        ids = self._ids(parts)
+        if len(ids) > self.limit:
+            raise DataError(f"'{text:.60}…' has {len(ids)} word pieces and the model reads {self.limit}; shorten it")
+        scores, pieces = self.scores([parts])[0].softmax(-1).topk(top)
         names = self.tokenizer.vocabulary
         return [
             [{"piece": names[piece], "score": score} for piece, score in zip(*found, strict=True)]
             for found in zip(pieces.tolist(), scores.tolist(), strict=True)
         ]
 
-    def _ids(self, text: str) -> list[int]:
-        """Return the ids of a text in which [MASK], and nothing else, is a special token."""
-        parts = text.split(_MASK)
-        if len(parts) == 1:
-            raise DataError(f"no {_MASK} in '{text:.60}'; write it where a word is missing")
+    @torch.inference_mode()
+    def scores(self, rows: Sequence[Sequence[str]]) -> list[Tensor]:
+        """Score the whole vocabulary for each missing word of several texts at once.
+
+        Args:
+            rows: of each text the parts between its missing words, of which none is read as a special token.
+
+        Returns:
+            For each text [K, V], one row per missing word; a text is cut at what the model reads, and so are its rows.
+        """
+        special = self.tokenizer
+        ids = [[special.cls_id, *self._ids(parts)[: self.limit], special.sep_id] for parts in rows]
+        device, width = next(self.model.parameters()).device, max(map(len, ids))
+        padded = torch.tensor([row + [special.pad_id] * (width - len(row)) for row in ids])
+        real = torch.arange(width) < torch.tensor([[len(row)] for row in ids])
+        missing = padded == special.mask_id
+        places = missing.flatten().nonzero()[:, 0].to(device)
+        counts = missing.sum(1).tolist()
+        if not len(places):
+            return [torch.empty(0, len(special.vocabulary))] * len(rows)
+        hidden = self.model(padded.to(device), None, None if real.all() else real.to(device), wanted=places)
+        return list(torch.split(self.model.masked(hidden).float().cpu(), counts))
+
+    def _ids(self, parts: Sequence[str]) -> list[int]:
+        """Return the ids of a text in which [MASK], and nothing else, is a special token; without [CLS] and [SEP]."""
         ids: list[int] = []
         for part in parts:
             ids += [*self.tokenizer.ids(part), self.tokenizer.mask_id]
         ids.pop()
-        if len(ids) > self.limit:
-            raise DataError(f"'{text:.60}…' has {len(ids)} word pieces and the model reads {self.limit}; shorten it")
-        return [self.tokenizer.cls_id, *ids, self.tokenizer.sep_id]
+        return ids
 
 
 @overload

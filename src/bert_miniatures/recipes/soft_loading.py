@@ -15,8 +15,9 @@ from bert_miniatures.data.examples import Examples
 from bert_miniatures.data.stream import stream_rows
 from bert_miniatures.data.tasks import Task
 from bert_miniatures.distill_config import DistillConfig
-from bert_miniatures.errors import DataError
+from bert_miniatures.errors import ConfigError, DataError
 from bert_miniatures.files import cache_folder
+from bert_miniatures.recipes.augmenting import more_texts
 from bert_miniatures.recipes.label import label_rows, missing_said, rows_of
 from bert_miniatures.recipes.loading import Inputs, encoded, load_splits, read_parent, task_of
 from bert_miniatures.recipes.teachers import FileTeacher, Teacher, answers_of, open_teachers, order_of
@@ -42,11 +43,13 @@ class SoftInputs(Inputs):
         teachers: name, sha256 and, where known, parameters and bytes of each.
         teacher_scores: the teachers' mean answer scored on dev; empty where they do not know the dev texts.
         texts: where the texts to learn from come from: counts.
+        augmentation: how texts were made, and what was dropped; empty where none were.
     """
 
     teachers: Sequence[Mapping[str, Any]]
     teacher_scores: Mapping[str, float]
     texts: Mapping[str, int]
+    augmentation: Mapping[str, Any]
 
 
 def load_soft_inputs(config: DistillConfig, watch: Watch) -> SoftInputs:
@@ -60,6 +63,8 @@ def load_soft_inputs(config: DistillConfig, watch: Watch) -> SoftInputs:
     teachers = open_teachers(config.teacher, watch, task.kind)
     for teacher, name in zip(teachers, config.teacher, strict=True):
         order_of(teacher, about, name)
+    if config.augment:
+        _check_can_answer(teachers)
     source, texts = _texts_to_learn(config, task, splits, watch)
     logits = _answers(teachers, about, source, watch)
     known = ~np.isnan(logits).any(1)
@@ -69,13 +74,26 @@ def load_soft_inputs(config: DistillConfig, watch: Watch) -> SoftInputs:
         source, logits = source.take(np.flatnonzero(known)), logits[known]
     own = int(known[: texts["labelled"]].sum())
     texts |= {"labelled": own, "transfer": len(source) - own}
+    augmentation: dict[str, Any] = {}
+    if config.augment:
+        made, augmentation = more_texts(config, task, source, splits, watch)
+        texts["augmented"] = len(made)
+        if len(made):
+            logits = np.concatenate([logits, _answers(teachers, about, made, watch)])
+            source = _joined(source, made)
+    if len(source) < _FEW:
+        watch.warn(
+            f"the student learns from {len(source):,} texts only; more unlabelled text (--transfer FILE, or --augment "
+            "N) is what makes a student better"
+        )
     soft = {"train": replace(source, checksum=_checksum(source, config, who))}
     splits = soft | {name: examples for name, examples in splits.items() if name != "train"}
     length = config.data.max_length
     data = {name: encoded(name, examples, parent.tokenizer, length, watch) for name, examples in splits.items()}
     data["train"].teacher = np.ascontiguousarray(logits, np.float32)
-    _far(data, own, parent.tokenizer.unk_id, watch)
-    return SoftInputs(task, parent, splits, data, who, _standing(teachers, about, task, splits, watch), texts)
+    _far(data, slice(own, own + texts["transfer"]), parent.tokenizer.unk_id, watch)
+    scores = _standing(teachers, about, task, splits, watch)
+    return SoftInputs(task, parent, splits, data, who, scores, texts, augmentation)
 
 
 # ---------------------------------------------------------------------------------------------------- the texts
@@ -115,17 +133,30 @@ def _texts_to_learn(
         watch.note(f"transfer: {repeated:,} texts are there already; each is learnt from once")
     if not texts:
         raise DataError(f"{', '.join(map(str, config.transfer))}: no text is left to learn from")
-    if len(texts) < _FEW:
-        watch.warn(
-            f"the student learns from {len(texts):,} texts only; more unlabelled text (--transfer FILE) is what "
-            "makes a student better"
-        )
     source = ", ".join(map(str, [*([train.source] if config.labelled else []), *config.transfer]))
     labels = _with_hidden(train.labels, own, len(texts))
     ids = [str(i) for i in range(len(texts))]
     checksum = hashlib.sha256(hashes_of(texts, pairs).tobytes() + labels.tobytes()).hexdigest()
     counts = {"labelled": own, "transfer": len(texts) - own, "repeated": repeated, "in_dev": scored}
     return Examples(texts, pairs, labels, ids, source, checksum), counts
+
+
+def _check_can_answer(teachers: Sequence[Teacher]) -> None:
+    for teacher in teachers:
+        if isinstance(teacher, FileTeacher):
+            raise ConfigError(
+                f"{teacher.about.teachers[0]['name']}: a file has no answers to texts that are made now; augment needs "
+                "the teacher itself (--teacher FOLDER)"
+            )
+
+
+def _joined(source: Examples, made: Examples) -> Examples:
+    """Put texts without labels behind those there are."""
+    pairs = None if source.pairs is None else source.pairs + (made.pairs or [])
+    labels = _with_hidden(source.labels, len(source), len(source) + len(made))
+    ids = [str(i) for i in range(len(source) + len(made))]
+    checksum = hashlib.sha256((source.checksum + made.checksum).encode()).hexdigest()
+    return Examples(source.texts + made.texts, pairs, labels, ids, f"{source.source}, {made.source}", checksum)
 
 
 def _hashes(examples: Examples) -> Any:
@@ -179,10 +210,10 @@ def _from_files(teacher: Teacher, about: About, examples: Examples, watch: Watch
 # ---------------------------------------------------------------------------------------------------- reports
 
 
-def _far(data: Mapping[str, Dataset], own: int, unknown: int, watch: Watch) -> None:
+def _far(data: Mapping[str, Dataset], rows: slice, unknown: int, watch: Watch) -> None:
     """Warn where the texts of the transfer files look unlike those of the task."""
-    transfer = _looks(data["train"], slice(own, None), unknown)
-    task = _looks(data["dev"], slice(None), unknown) if "dev" in data else _looks(data["train"], slice(own), unknown)
+    transfer, own = _looks(data["train"], rows, unknown), slice(rows.start)
+    task = _looks(data["dev"], slice(None), unknown) if "dev" in data else _looks(data["train"], own, unknown)
     if transfer is None or task is None:
         return
     (share, length), (usual, usual_length) = transfer, task
