@@ -33,7 +33,7 @@ LAYERS = [
     {"objectives", "load", "teacher", "recipes.teachers"},
     {"train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
-    {"predict_torch", "check_data", "recipes.running", "recipes.lessons"},
+    {"predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting"},
     {"exporting", "recipes.finetune", "recipes.comparison", "recipes.soft_loading", "recipes.pace", "recipes.answering",
      "recipes.sweep_checks", "recipes.adaptive"},
     {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.worker", "recipes.schedule"},
