@@ -15,7 +15,7 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 # A module imports only from layers before its own; imports inside functions count too.
 LAYERS = [
     {"errors"},
-    {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool",
+    {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool", "serve.failures", "serve.limits",
      "data.on_demand"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "pool_worker", "word_start", "data.lines",
      "data.mixture", "data.sentences", "data.tasks"},
@@ -23,18 +23,20 @@ LAYERS = [
      "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables"},
     {"checkpoint", "engine", "onnx_graph", "choice", "pieces", "download", "submission", "budget", "keeping", "soft_labels", "data.glue",
      "data.glue_hub", "data.stream", "data.encoding", "data.masking"},
-    {"card", "predict_onnx", "models", "table", "eta", "forecast", "sweep_folder", "data.examples", "data.glue_find",
+    {"card", "predict_onnx", "models", "table", "eta", "forecast", "sweep_folder", "serve.connection", "serve.scores",
+     "data.examples", "data.glue_find",
      "data.instances", "data.probabilities", "data.teacher_texts"},
-    {"predict", "quantise", "data.teacher_store"},
-    # ------------------------------------------------------------------------------ torch starts here
-    {"noise", "fused", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
+    {"predict", "quantise", "serve.asked", "serve.meters", "data.teacher_store"},
+    # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
+    {"serve.batching", "serve.guard",
+     "noise", "fused", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
-    {"model", "optim", "data.teaching", "auto_teacher"},
-    {"objectives", "load", "teacher", "recipes.teachers"},
-    {"train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
+    {"serve.served", "model", "optim", "data.teaching", "auto_teacher"},
+    {"serve.explain", "serve.v2", "objectives", "load", "teacher", "recipes.teachers"},
+    {"serve.documents", "train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
-    {"predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting"},
-    {"exporting", "recipes.finetune", "recipes.comparison", "recipes.soft_loading", "recipes.pace", "recipes.answering",
+    {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting"},
+    {"serve.running", "exporting", "recipes.finetune", "recipes.comparison", "recipes.soft_loading", "recipes.pace", "recipes.answering",
      "recipes.sweep_checks", "recipes.adaptive"},
     {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.worker", "recipes.schedule"},
     {"recipes.ray_engine"},
@@ -76,7 +78,7 @@ def layer_of(name: str) -> int | None:
 
 
 def test_every_module_has_a_layer():
-    packages = {"data", "recipes"}
+    packages = {"data", "recipes", "serve"}
     assert set(modules()) - packages == set().union(*LAYERS)
 
 

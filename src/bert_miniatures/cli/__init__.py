@@ -39,6 +39,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "evaluate",
     "predict": "predict",
     "export": "export",
+    "serve": "serve",
     "sweep": "sweep",
     "glue": "sweep",
     "table": "table",

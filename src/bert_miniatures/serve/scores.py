@@ -1,0 +1,58 @@
+"""From logits to what a client reads: shares, and labels in the order of their scores."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_miniatures.engine import Floats
+from bert_miniatures.outputs import Labels
+
+__all__ = ["FUNCTIONS", "label_names", "ranked", "scores"]
+
+Wide = npt.NDArray[np.float64]
+
+
+def _softmax(logits: Wide) -> Wide:
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(shares / shares.sum(1, keepdims=True))
+
+
+def _sigmoid(logits: Wide) -> Wide:
+    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
+
+
+# Hugging Face's `function_to_apply`
+FUNCTIONS: dict[str, Callable[[Wide], Wide]] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": lambda logits: logits}
+_OF_KIND = {"classification": "softmax", "multilabel": "sigmoid", "regression": "none"}
+
+
+def scores(labels: Labels, logits: Floats, function: str | None = None) -> Wide:
+    """Return [N, C]: softmax for one label, sigmoid for several, the number itself for a score; or `function`."""
+    return FUNCTIONS[function or _OF_KIND[labels.kind]](logits.astype(np.float64))
+
+
+def label_names(labels: Labels) -> tuple[str, ...]:
+    """Return a name per output; the one output of regression is called "score"."""
+    return labels.names or ("score",)
+
+
+def ranked(labels: Labels, found: Wide, top_k: int | None = None) -> list[list[dict[str, Any]]]:
+    """Return `{"label", "score"}` for each label of each row, the highest score first.
+
+    Args:
+        found: scores [N, C].
+        top_k: how many of a row; None for all.
+
+    Example:
+        >>> ranked(Labels("classification", ("bad", "good")), np.array([[0.25, 0.75]]), 1)
+        [[{'label': 'good', 'score': 0.75}]]
+    """
+    names = label_names(labels)
+    order = np.argsort(-found, axis=1, kind="stable")[:, :top_k]
+    rows = np.take_along_axis(found, order, 1).tolist()
+    return [
+        [{"label": names[i], "score": score} for i, score in zip(places, row, strict=True)]
+        for places, row in zip(order.tolist(), rows, strict=True)
+    ]
