@@ -61,6 +61,34 @@ def test_outputs_and_gradients_are_those_of_autograd(mask, asking, dropout, acti
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("segments", [True, False])
+@pytest.mark.parametrize("positions", [True, False])
+def test_gradients_added_in_place_are_those_of_autograd(positions, segments, dropout):
+    """Two steps, so that adding is told from writing; embedding, layers, pooler and head."""
+    ids = torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) * 3 % 29
+    found = {}
+    for direct in (False, True):
+        model = encoder(dropout)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        if direct:
+            model.accumulate_in_place()
+        for step in range(2):
+            model.noise.seed(7, step)
+            of_pieces = (ids + step) % 29, (ids % 2 if segments else None)
+            if positions:
+                x = model(*of_pieces, positions=(ids * 5) % 11)
+                loss = x.pow(3).sum()
+            else:
+                loss = model.classify(*of_pieces).pow(3).sum()
+            loss.backward()
+        found[direct] = {name: parameter.grad for name, parameter in model.named_parameters()}
+        assert len(model.embed.looked_up) == 2 * direct
+    for name, expected in found[False].items():
+        torch.testing.assert_close(found[True][name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
 def test_wanted_places_are_those_of_the_whole(packed, training):

@@ -29,7 +29,7 @@ LAYERS = [
     {"predict", "quantise", "serve.asked", "serve.meters", "data.teacher_store"},
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
     {"serve.batching", "serve.guard",
-     "noise", "fused", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
+     "noise", "fused", "fused_ends", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
     {"serve.served", "model", "optim", "data.teaching", "auto_teacher"},
     {"serve.explain", "serve.v2", "objectives", "load", "teacher", "recipes.teachers"},

@@ -9,8 +9,10 @@ import contextlib
 import mmap
 import multiprocessing as mp
 import os
+import select
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +27,8 @@ from bert_miniatures.errors import ProcessLost
 __all__ = ["Beside", "Process", "Thread", "Work", "can_fork", "shared_zeros"]
 
 Work = Mapping[str, Callable[..., Any]]
+
+_AWAKE = 0.002  # seconds to look for a message before sleeping; to be woken takes longer than most waits of an update
 
 
 def shared_zeros(count: int) -> Tensor:
@@ -80,6 +84,7 @@ class Process:
             warnings.simplefilter("ignore", DeprecationWarning)
             self.process.start()
         far.close()
+        self.messages = _Messages(self.pipe)
 
     def ask(self, name: str, *arguments: Any) -> None:
         with self._alive():
@@ -87,7 +92,7 @@ class Process:
 
     def answer(self) -> Any:
         with self._alive():
-            done, value = self.pipe.recv()
+            done, value = self.messages.next()
         if not done:
             raise value
         return value
@@ -114,13 +119,28 @@ class Process:
             pass  # it is gone; or Python shuts down, has ended it, and half of the modules are None, contextlib too
 
 
+class _Messages:
+    """Receives from a pipe; awake for a while, then asleep."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self.pipe, self.arrived = pipe, select.poll()
+        self.arrived.register(pipe, select.POLLIN)
+
+    def next(self) -> Any:
+        end = time.perf_counter() + _AWAKE
+        while not self.arrived.poll(0) and time.perf_counter() < end:
+            pass
+        return self.pipe.recv()
+
+
 def _serve(pipe: Connection, other_end: Connection, work: Work) -> None:
     other_end.close()  # so that reading ends when the other process does
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the other process says when to end
     torch.set_num_threads(1)
+    messages = _Messages(pipe)
     while True:
         try:
-            request = pipe.recv()
+            request = messages.next()
         except (EOFError, ConnectionError):
             request = None
         if request is None:

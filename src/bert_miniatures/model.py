@@ -8,8 +8,7 @@ Source: Devlin et al. 2019, section 3 and google-research/bert `modeling.py`; pa
 the table in names.py.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ from torch import Tensor, nn
 from bert_miniatures.config import ModelConfig
 from bert_miniatures.fused import Drawn, Settings, Tensors
 from bert_miniatures.fused import layer as fused_layer
+from bert_miniatures.fused_ends import classifier as fused_classifier
+from bert_miniatures.fused_ends import embedding as fused_embedding
 from bert_miniatures.masked_loss import masked_cross_entropy
 from bert_miniatures.names import Weights, shapes
 from bert_miniatures.noise import Noise
@@ -26,34 +27,14 @@ from bert_miniatures.places import barred, by_row
 
 __all__ = ["Bert", "build", "twin"]
 
+_Direct = tuple[Tensors, Tensors]  # weights of a part and their gradients, see `accumulate_in_place`
+
 _TANH = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 
 
 class _Table(nn.Embedding):
-    """A table of vectors. Inside `collecting`, looked-up rows are leaves whose gradients the caller adds.
-
-    A dense gradient of the whole table would be a fresh array of its size at each update.
-    """
-
     def __init__(self, rows: int, width: int) -> None:
         super().__init__(rows, width, _weight=torch.empty(rows, width))  # drawing it imports torch's compiler: 1.3 s
-        self.lookups: list[tuple[Tensor, Tensor]] | None = None
-
-    def forward(self, ids: Tensor) -> Tensor:
-        if self.lookups is None:
-            return F.embedding(ids, self.weight)
-        rows = F.embedding(ids, self.weight.detach()).requires_grad_()
-        self.lookups.append((ids, rows))
-        return rows
-
-    @contextmanager
-    def collecting(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yield the list of (ids [B, T], rows [B, T, D]) that are looked up inside the block."""
-        self.lookups = []
-        try:
-            yield self.lookups
-        finally:
-            self.lookups = None
 
 
 class _Embed(nn.Module):
@@ -64,8 +45,14 @@ class _Embed(nn.Module):
         self.segment = _Table(c.type_vocab_size, c.hidden_size)
         self.norm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.dropout, self.noise = c.hidden_dropout_prob, noise
+        self.direct: _Direct | None = None
+        self.looked_up: list[Tensor] = []  # pieces whose vectors' gradients were added in place; the caller empties it
 
-    def forward(self, ids: Tensor, segments: Tensor | None, positions: Tensor | None) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor | None, positions: Tensor | None, fused: bool) -> Tensor:
+        if fused and self.direct is not None:
+            drawn = self.noise.factors(self.dropout, *ids.shape, self.word.weight.shape[1]) if self.dropout else None
+            self.looked_up.append(ids.view(-1))
+            return fused_embedding(ids, segments, positions, drawn, self.norm.eps, self.word.weight, *self.direct)
         if positions is None:
             fixed = self.position.weight[: ids.shape[1]]  # T D
         else:
@@ -88,7 +75,7 @@ class _Layer(nn.Module):
         self.dropout, self.attention_dropout = c.hidden_dropout_prob, c.attention_probs_dropout_prob
         self.noise = noise
         self.settings = Settings(self.heads, self.tanh, c.layer_norm_eps)
-        self.direct: tuple[Tensors, Tensors] | None = None  # weights and their gradients, see `accumulate_in_place`
+        self.direct: _Direct | None = None
         self.qkv = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.attended_norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
@@ -130,13 +117,12 @@ class _Layer(nn.Module):
         if self.training and self.dropout:
             hidden = self.noise.factors(self.dropout, 2, b * asking, d)
         drawn = Drawn(shares, *((None, None) if hidden is None else hidden))
-        weights, sums = self.direct or (self.in_order(), None)
+        weights, sums = self.direct or (_parameters(self.in_order()), None)
         return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, picked=picked, sums=sums)
 
-    def in_order(self) -> tuple[nn.Parameter, ...]:
-        """Return weights and biases in the order in which fused.py takes them."""
-        parts = (self.qkv, self.attended, self.attended_norm, self.up, self.down, self.norm)
-        return tuple(parameter for part in parts for parameter in part.parameters())
+    def in_order(self) -> tuple[nn.Module, ...]:
+        """Return the parts in the order in which fused.py takes their weights and biases."""
+        return self.qkv, self.attended, self.attended_norm, self.up, self.down, self.norm
 
     def _drop(self, x: Tensor) -> Tensor:
         return self.noise.dropout(x, self.dropout, self.training)
@@ -259,6 +245,7 @@ class Bert(nn.Module):
         self.helpers = nn.ModuleDict({name: nn.Linear(width, n) for name, n in self.helper_outputs.items()})
         dropout = config.classifier_dropout
         self.head_dropout = config.hidden_dropout_prob if dropout is None else dropout
+        self.direct: _Direct | None = None  # of pooler and head
 
     def forward(
         self,
@@ -285,14 +272,13 @@ class Bert(nn.Module):
         Returns:
             Hidden states of the last layer, [B, T, D]; [B, 1, D] with `first_only`; [K, D] with `wanted`.
         """
-        x: Tensor = self.embed(ids, segments, positions)
+        fused = self._fuses(ids)
+        x: Tensor = self.embed(ids, segments, positions, fused)
         wide = None
         if groups is not None:
             wide = barred(groups[:, :, None] != groups[:, None, :], x)[:, None]  # B 1 T T
         elif mask is not None:
             wide = barred(~mask, x)[:, None, None]  # B 1 1 T
-        fused = self.exact_speedups and self.training and x.device.type == "cpu"
-        fused = fused and not torch.is_autocast_enabled("cpu")
         *others, last = self.layers
         for layer in others:
             x = layer(x, wide, fused=fused)
@@ -313,6 +299,10 @@ class Bert(nn.Module):
 
     def classify(self, ids: Tensor, segments: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the classifier's outputs, [B, C]."""
+        if self.direct is not None and self._fuses(ids):
+            first = self(ids, segments, mask, first_only=True)[:, 0]
+            drawn = self.noise.factors(self.head_dropout, *first.shape) if self.head_dropout else None
+            return fused_classifier(first, drawn, *self.direct)
         x = self.noise.dropout(self.pooled(ids, segments, mask), self.head_dropout, self.training)
         logits: Tensor = self.head(x)
         return logits
@@ -335,14 +325,22 @@ class Bert(nn.Module):
         return logits
 
     def accumulate_in_place(self) -> None:
-        """Have fused layers add to the gradients of their weights where they are, instead of autograd.
+        """Have fused parts add to the gradients of their weights where they are, instead of autograd.
 
         Each weight must have one already, and weights and gradients must stay where they are in memory.
         """
+        embed = self.embed
+        embed.direct = _direct((embed.word, embed.position, embed.segment, embed.norm))
         for layer in self.layers:
             assert isinstance(layer, _Layer)
-            gradients = tuple(weight.grad for weight in layer.in_order() if weight.grad is not None)
-            layer.direct = tuple(weight.detach() for weight in layer.in_order()), gradients
+            layer.direct = _direct(layer.in_order())
+        if "head" in self.groups:
+            self.direct = _direct((self.pooler, self.head))
+
+    def _fuses(self, ids: Tensor) -> bool:
+        """Tell whether a step is recorded as few nodes with backward passes of their own."""
+        here = self.exact_speedups and self.training and ids.device.type == "cpu"
+        return here and not torch.is_autocast_enabled("cpu")
 
     def weights(self) -> Weights:
         """Return the weights as float32 arrays under our names, without helpers."""
@@ -393,6 +391,17 @@ def twin(model: Bert) -> Bert:
     other.load_state_dict({name: p.data for name, p in model.named_parameters()}, strict=True, assign=True)
     other.exact_speedups = model.exact_speedups
     return other
+
+
+def _parameters(parts: Iterable[nn.Module]) -> tuple[nn.Parameter, ...]:
+    return tuple(parameter for part in parts for parameter in part.parameters())
+
+
+def _direct(parts: Iterable[nn.Module]) -> _Direct:
+    """Return the weights of some parts, none of which asks for a gradient, and the gradients that they have."""
+    parameters = _parameters(parts)
+    gradients = tuple(parameter.grad for parameter in parameters if parameter.grad is not None)
+    return tuple(parameter.detach() for parameter in parameters), gradients
 
 
 _ORDER = ("encoder", "pooler", "mlm", "nsp", "head")

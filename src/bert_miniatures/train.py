@@ -7,7 +7,7 @@ uninterrupted one bit for bit on a CPU with the same number of threads.
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,6 @@ from bert_miniatures.optim import Optimizer, learning_rate
 
 __all__ = ["Progress", "Source", "TrainState", "train"]
 
-_Lookups = list[tuple[Tensor, Tensor]]
 _SMALLEST = 2  # rows of a part; fewer are not worth a process
 _MOST = 4  # parts
 _SMALL = 32_000_000  # weights beside the word table; the operations of larger models are long enough to be shared
@@ -133,37 +132,26 @@ def train(
 class _Part:
     """Computes the summed gradient of some rows of a batch, with a model of its own."""
 
-    def __init__(
-        self, number: int, model: Bert, table: Tensor, objective: Objective, batches: Source, config: TrainConfig
-    ) -> None:
+    def __init__(self, number: int, model: Bert, objective: Objective, batches: Source, config: TrainConfig) -> None:
         self.number, self.model, self.objective, self.batches, self.config = number, model, objective, batches, config
-        self.table = table  # where the gradients of looked-up words go
-        self.device = table.device
+        self.device = model.embed.word.weight.device
         self.mixed = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
-        self.collects = config.exact_speedups and self.device.type == "cpu"
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         model.accumulate_in_place()
 
-    def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, _Lookups]:
-        """Add to the gradients of the model; return the summed loss, its weight, and the words that were looked up."""
+    def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Add to the gradients of the model; return the summed loss and its weight."""
         model, device = self.model, self.device
         model.noise.seed(self.config.seed, step, self.rank, self.number)
+        model.embed.looked_up.clear()
         total, weight = torch.zeros((), device=device), torch.zeros((), device=device)
-        collecting: AbstractContextManager[_Lookups] = model.embed.word.collecting()
-        with collecting if self.collects else nullcontext(_Lookups()) as lookups:
-            for batch in self.batches.micro(rows, self.config.micro_batch_size):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):
-                    loss = self.objective(model, batch.to(device))
-                loss.total.backward()  # type: ignore[no-untyped-call]
-                total += loss.total.detach()
-                weight += loss.weight.to(device)
-        return total, weight, lookups
-
-    @torch.no_grad()
-    def add(self, lookups: _Lookups) -> None:
-        for ids, rows in lookups:
-            assert rows.grad is not None
-            self.table.index_add_(0, ids.reshape(-1), rows.grad.reshape(-1, rows.shape[-1]))
+        for batch in self.batches.micro(rows, self.config.micro_batch_size):
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):
+                loss = self.objective(model, batch.to(device))
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            total += loss.total.detach()
+            weight += loss.weight.to(device)
+        return total, weight
 
 
 class _Twin:
@@ -177,11 +165,12 @@ class _Twin:
         table = other.embed.word.weight.grad
         assert table is not None
         self.table = table
-        # With a masked-language head the word table has a dense gradient too; otherwise looked-up rows are all of it.
-        self.dense = "mlm" in other.groups
+        self.part = _Part(number, other, objective, batches, config)
+        # Only where words are looked up by fused_ends.py, and no masked-language head uses their table, are the rows
+        # that were looked up all of its gradient.
+        self.dense = "mlm" in other.groups or self.part.mixed
         self.skipped = 0 if self.dense else table.numel()  # the word table is the first of the weights that decay
         self.words = torch.empty(0, dtype=torch.int64)  # the rows of the table that are not 0
-        self.part = _Part(number, other, table, objective, batches, config)
         work: Work = {"gradients": self.gradients, "update": state.optimizer.update}
         self.beside: Beside = Process(work) if can_fork() else Thread(work)
 
@@ -191,10 +180,9 @@ class _Twin:
         decays[self.skipped :].zero_()
         others.zero_()
         self.table.index_fill_(0, self.words, 0.0)
-        total, weight, lookups = self.part.gradients(step, rows)
-        self.part.add(lookups)
-        words = torch.cat([ids.reshape(-1) for ids, _ in lookups])
-        self.words = words.unique()  # type: ignore[no-untyped-call]
+        total, weight = self.part.gradients(step, rows)
+        if not self.dense:
+            self.words = torch.cat(self.part.model.embed.looked_up).unique()  # type: ignore[no-untyped-call]
         return float(total), float(weight), self.words.numpy()
 
     def add_to(self, gradients: list[Tensor], table: Tensor, words: Tensor) -> None:
@@ -216,7 +204,8 @@ class _Gradients:
         self.state = state
         table = state.model.embed.word.weight.grad
         assert table is not None
-        self.part = _Part(0, state.model, table, objective, batches, config)
+        self.table = table
+        self.part = _Part(0, state.model, objective, batches, config)
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.available = torch.get_num_threads()
         self.twins = [_Twin(i, state, objective, batches, config) for i in range(1, state.parts)]
@@ -246,14 +235,13 @@ class _Gradients:
         twins = self.twins[: max(0, len(mine) // _SMALLEST - 1)]
         for number, one in enumerate(twins, start=1):
             one.beside.ask("gradients", step, mine[number :: len(twins) + 1])
-        total, weight, lookups = self.part.gradients(step, mine[:: len(twins) + 1])
+        total, weight = self.part.gradients(step, mine[:: len(twins) + 1])
         gradients = self.state.optimizer.gradients()
         for one in twins:
             more_total, more_weight, words = one.beside.answer()
             total += more_total
             weight += more_weight
-            one.add_to(gradients, self.part.table, torch.from_numpy(words))
-        self.part.add(lookups)
+            one.add_to(gradients, self.table, torch.from_numpy(words))
         if self.world > 1:
             for tensor in (*gradients, total, weight):
                 dist.all_reduce(tensor)
