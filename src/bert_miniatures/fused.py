@@ -92,27 +92,26 @@ class _Layer(torch.autograd.Function):
             context, attention = _attend(x, mask, drawn.shares, s.heads, qkv, qkv_bias)
             residual = x.view(b * t, d)
         y, kept = _transform(residual, context, drawn, s, rest)
-        ctx.settings, ctx.drawn, ctx.first_only, ctx.picked = s, drawn, first_only, picked
-        ctx.sums, ctx.parts = sums, len(attention)
-        ctx.save_for_backward(x, *weights, *attention, *kept)
+        ctx.asked = s, drawn, first_only, picked, sums
+        ctx.kept = x, weights, attention, kept  # save_for_backward would wrap and check 25 tensors, each time
         return y.view(b, -1, d)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, qkv, qkv_bias, *others = ctx.saved_tensors
-        _, _, d = x.shape
-        rest, attention, kept = others[:10], others[10 : 10 + ctx.parts], others[10 + ctx.parts :]
-        shares_drawn, heads = ctx.drawn.shares, ctx.settings.heads
-        sums = ctx.sums or tuple(torch.zeros_like(weight) for weight in (qkv, qkv_bias, *rest))
-        dresidual, dcontext = _transform_back(dy.reshape(-1, d), ctx.drawn, ctx.settings, rest, kept, sums[2:])
-        if ctx.first_only:
-            dx = _attend_first_back(dcontext, x, shares_drawn, heads, qkv, qkv_bias, attention, sums)
+        if ctx.kept is None:
+            raise RuntimeError("a second backward pass through a fused layer: the first one wrote upon what it had read")
+        x, (qkv, qkv_bias, *rest), attention, kept = ctx.kept
+        (s, drawn, first_only, picked, direct), ctx.kept = ctx.asked, None
+        sums = direct or tuple(torch.zeros_like(weight) for weight in (qkv, qkv_bias, *rest))
+        dresidual, dcontext = _transform_back(dy.reshape(-1, x.shape[2]), drawn, s, rest, kept, sums[2:])
+        if first_only:
+            dx = _attend_first_back(dcontext, x, drawn.shares, s.heads, qkv, qkv_bias, attention, sums)
             dx[:, 0] += dresidual
-        elif ctx.picked is not None:
-            dx = _attend_picked_back(dcontext, dresidual, x, ctx.picked, shares_drawn, heads, qkv, attention, sums)
+        elif picked is not None:
+            dx = _attend_picked_back(dcontext, dresidual, x, picked, drawn.shares, s.heads, qkv, attention, sums)
         else:
-            dx = _attend_back(dcontext, dresidual, x, shares_drawn, heads, qkv, attention, sums)
-        gradients = (None,) * len(sums) if ctx.sums else sums
+            dx = _attend_back(dcontext, dresidual, x, drawn.shares, s.heads, qkv, attention, sums)
+        gradients = (None,) * len(sums) if direct else sums
         return (dx, None, None, None, None, None, None, *gradients)
 
 
@@ -134,7 +133,7 @@ def _attend_back(
     drawn: Tensor | None,
     heads: int,
     qkv: Tensor,
-    saved: list[Tensor],
+    saved: Tensors,
     sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
@@ -163,7 +162,7 @@ def _mix(
 
 
 def _mix_back(
-    dcontext: Tensor, drawn: Tensor | None, saved: list[Tensor], b: int, dq: Tensor, dk: Tensor, dv: Tensor
+    dcontext: Tensor, drawn: Tensor | None, saved: Tensors, b: int, dq: Tensor, dk: Tensor, dv: Tensor
 ) -> None:
     """Write the gradients of queries, keys and values into `dq`, `dk` and `dv`."""
     q, k, v, shares, dropped = saved
@@ -200,11 +199,11 @@ def _attend_picked_back(
     drawn: Tensor | None,
     heads: int,
     qkv: Tensor,
-    saved: list[Tensor],
+    saved: Tensors,
     sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
-    residual, *mixed = saved
+    residual, mixed = saved[0], saved[1:]
     (b, t, d), m = x.shape, picked.shape[1]
     h = d // heads
     dq, dboth = torch.empty(b * heads, m, h, dtype=x.dtype), torch.empty(2, b * heads, t, h, dtype=x.dtype)
@@ -252,7 +251,7 @@ def _attend_first_back(
     heads: int,
     qkv: Tensor,
     bias: Tensor,
-    saved: list[Tensor],
+    saved: Tensors,
     sums: Tensors,
 ) -> Tensor:
     """Return the gradient of x without the residual's; add those of weight and bias to `sums`."""
@@ -296,7 +295,7 @@ def _transform(
 
 
 def _transform_back(
-    dy: Tensor, drawn: Drawn, s: Settings, weights: list[Tensor], saved: list[Tensor], sums: Tensors
+    dy: Tensor, drawn: Drawn, s: Settings, weights: list[Tensor], saved: Tensors, sums: Tensors
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and of the context; add those of the weights to `sums`."""
     project, _, norm, norm_bias, up, _, down, _, last, last_bias = weights
