@@ -28,6 +28,9 @@ class DistillConfig(FinetuneConfig):
         augment_with: a model with a masked-LM head that finds the words; the student itself where None.
         augment_share, augment_top: share of a text's words that are replaced; how many likely words are drawn from.
         augment_seed: decides the words; not that of the run, so that several runs share the texts.
+        hidden_weight, relation_weight: of the teacher's hidden states and attention relations; 0 leaves them alone.
+        relation_heads: divides the widths of teacher and student; None takes what `soft_objectives` does.
+        states_of: whose states and relations, a model folder; the teacher where None.
         missing: share of the texts that a file of answers may lack.
         compare: a finished run of the same student, fine-tuned alone; looked for beside the run where None.
     """
@@ -46,6 +49,10 @@ class DistillConfig(FinetuneConfig):
     augment_share: float = Field(default=0.2, gt=0, le=1)
     augment_top: int = Field(default=15, gt=0)
     augment_seed: int = Field(default=1, ge=0)
+    hidden_weight: float = Field(default=0.0, ge=0)
+    relation_weight: float = Field(default=0.0, ge=0)
+    relation_heads: int | None = Field(default=None, gt=0)
+    states_of: str | None = None
     missing: float = Field(default=0.01, ge=0, lt=1)
     compare: Path | None = None
 
@@ -67,7 +74,16 @@ class DistillConfig(FinetuneConfig):
             raise ValueError("label_weight needs the labelled texts, and labelled = false leaves them out")
         if self.augment_with is not None and not self.augment:
             raise ValueError("augment_with says who makes texts; say how many with augment (--augment N)")
+        if self.states_of is not None and not self.is_guided:
+            raise ValueError(
+                "states_of says whose states are learnt; say how much with hidden_weight or relation_weight"
+            )
         return self
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the student learns what goes on inside a teacher, too."""
+        return bool(self.hidden_weight or self.relation_weight)
 
 
 def run_settings(path: Path) -> FinetuneConfig:

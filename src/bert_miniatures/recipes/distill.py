@@ -21,6 +21,7 @@ from bert_miniatures.files import RunFolder
 from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes.comparison import alone, facts_of, row_of, speed
 from bert_miniatures.recipes.finetune import run_finetune
+from bert_miniatures.recipes.guide import read_guide, with_guide
 from bert_miniatures.recipes.loading import Inputs
 from bert_miniatures.recipes.method import Aim
 from bert_miniatures.recipes.soft_loading import SoftInputs, load_soft_inputs
@@ -100,7 +101,7 @@ class _Distillation:
 
     def load(self, config: FinetuneConfig, watch: Watch) -> Inputs:
         """Read the inputs, and say at once where there is little to be gained."""
-        self.watch = watch
+        self.watch, self.guide = watch, read_guide(self.config)
         self.inputs = load_soft_inputs(self.config, watch)
         self.alone = self._find_alone()
         if self.alone is not None:
@@ -130,7 +131,8 @@ class _Distillation:
         facts = {"teachers": who, "texts": dict(self.inputs.texts), "temperature": heat, "label_weight": weight}
         if self.inputs.augmentation:
             facts["augmentation"] = dict(self.inputs.augmentation)
-        return Aim(objective, mean, deviation, prior, facts)
+        aim = Aim(objective, mean, deviation, prior, facts)
+        return aim if self.guide is None else with_guide(aim, config, self.guide, inputs, train)
 
     def ending(self, run: RunFolder, document: Mapping[str, Any]) -> Mapping[str, Any]:
         """Fine-tune where that is wanted, and compare."""

@@ -159,7 +159,7 @@ class _Finetuning:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.full, classes = starting_point(inputs.parent, self.task, watch)
         self.used, self.data = narrow(inputs.data, config.train)
-        self.model = model_of(inputs.parent, self.full, self.used, classes, config.train).to(device)
+        self.model = model_of(inputs.parent, self.full, self.used, classes, config.train, aim.helpers).to(device)
         self.state = TrainState(self.model, config.train)
         self.batches = Batches(self.data["train"], config.train.batch_size, config.train.seed)
         self.steps = self.batches.per_epoch * config.train.epochs

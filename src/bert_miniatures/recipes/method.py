@@ -31,6 +31,7 @@ class Aim:
         mean, deviation: the scale that regression targets are trained at.
         prior: the loss of a model that knows only how frequent each label is.
         facts: what result.json says about it.
+        helpers: name -> outputs of layers that are trained and thrown away, see `Bert`.
     """
 
     objective: Objective
@@ -38,6 +39,7 @@ class Aim:
     deviation: float
     prior: float
     facts: Mapping[str, Any] = field(default_factory=dict)
+    helpers: Mapping[str, int] = field(default_factory=dict)
 
 
 def set_threads(config: TrainConfig) -> None:
@@ -88,13 +90,20 @@ def narrow(data: Mapping[str, Dataset], config: TrainConfig) -> tuple[Any, dict[
     return used, {name: split.renumber(used) for name, split in data.items()}
 
 
-def model_of(parent: ModelFolder, full: Weights, used: Any, classes: int, config: TrainConfig) -> Bert:
+def model_of(
+    parent: ModelFolder,
+    full: Weights,
+    used: Any,
+    classes: int,
+    config: TrainConfig,
+    helpers: Mapping[str, int] | None = None,
+) -> Bert:
     """Build the model that is trained: with the rows `used` of the word table only, where they are given."""
     sizes, weights = parent.config, full
     if used is not None:
         sizes = sizes.model_copy(update={"vocab_size": len(used)})
         weights = full | {"embed.word.weight": full["embed.word.weight"][used]}
-    model = build(sizes, weights, groups={"pooler", "head"}, classes=classes, seed=config.seed)
+    model = build(sizes, weights, groups={"pooler", "head"}, classes=classes, helpers=helpers, seed=config.seed)
     model.exact_speedups = config.exact_speedups
     return model
 
