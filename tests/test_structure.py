@@ -37,7 +37,7 @@ LAYERS = [
      "recipes.course", "recipes.filling", "recipes.label"},
     {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting"},
     {"serve.running", "exporting", "recipes.finetune", "recipes.comparison", "recipes.soft_loading", "recipes.pace", "recipes.answering",
-     "recipes.sweep_checks", "recipes.adaptive"},
+     "recipes.sweep_checks", "recipes.adaptive", "recipes.guide"},
     {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.worker", "recipes.schedule"},
     {"recipes.ray_engine"},
     {"recipes.sweep"},
