@@ -118,7 +118,8 @@ def train(
             epoch, done = divmod(begun, batches.per_epoch)
             for index, rows in enumerate(batches.rows(epoch)[done : done + steps - state.step], start=done):
                 rate = learning_rate(config, state.step, steps)
-                state.model.train()  # the caller may have evaluated
+                if not state.model.training:  # the caller has evaluated
+                    state.model.train()
                 with gradients.threads():
                     total, weight = gradients.of(rows)
                     norm = state.optimizer.step(rate, weight, [one.beside for one in gradients.twins])
