@@ -140,10 +140,13 @@ PAGE = (Path(__file__).parents[1] / "docs" / "sweep.md").read_text(encoding="utf
 
 def test_the_plan_of_the_page_is_one():
     blocks = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 1
-    cells = expand(SweepConfig.of(tomllib.loads(blocks[0])))
+    plan, taught = map(tomllib.loads, blocks)
+    cells = expand(SweepConfig.of(plan))
     assert len(cells) == 2 * 2 * 3 * 2 * 2 * 2 * 2
     assert "tiny/mrpc/bs16-lr3e-4-warmup0-seed1" in cells
+    cells = expand(SweepConfig.of({"models": ["tiny"], "tasks": ["rte"], **taught}))
+    assert "tiny/rte/distilled-bs32-lr3e-4-augment20000-temperature2-seed1" in cells
+    assert len(cells) == 2 * 2 * 2
 
 
 def test_the_page_names_only_options_that_exist_and_all_of_them():

@@ -12,6 +12,7 @@ from bert_miniatures.config import ModelConfig, TrainConfig
 from bert_miniatures.data.batches import Batch, Batches, Dataset
 from bert_miniatures.distill_config import DistillConfig
 from bert_miniatures.errors import ConfigError
+from bert_miniatures.files import RunFolder
 from bert_miniatures.model import build
 from bert_miniatures.objectives import classification
 from bert_miniatures.recipes import comparison
@@ -107,7 +108,7 @@ def test_loss_and_gradients_are_those_of_plain_torch(batch, teacher, hidden, rel
     objective = guided(classification(), teacher, hidden=hidden, relations=relations, heads=heads)
     found = objective(model, batch)
     wanted = plain_loss(other, teacher, batch, hidden, relations, heads)
-    assert float(found.total / found.weight) == pytest.approx(float(wanted), rel=1e-5)
+    assert (found.total / found.weight).item() == pytest.approx(wanted.item(), rel=1e-5)
     (found.total / found.weight).backward()
     wanted.backward()
     for (name, mine), (_, theirs) in zip(model.named_parameters(), other.named_parameters(), strict=True):
@@ -162,7 +163,7 @@ def test_weights_mean_the_same_for_any_number_of_labels(batch, teacher):
     more = guided(soft_multilabel(), teacher, relations=1.0, heads=3)(model, labelled)
     own, theirs = states_of(model, OWN, batch)[1], states_of(teacher, THEIRS, batch)[1]
     added = more.total / more.weight - plain.total / plain.weight
-    assert float(added) == pytest.approx(float(relation_loss(own, theirs, batch.mask, 3).mean()), rel=1e-4)
+    assert added.item() == pytest.approx(relation_loss(own, theirs, batch.mask, 3).mean().item(), rel=1e-4)
 
 
 def test_how_many_relation_heads():
@@ -194,7 +195,8 @@ def test_a_run_learns_from_states_and_resumes(folders, reviews, tmp_path, monkey
     monkeypatch.setattr(comparison, "_SECONDS", 0.01)
     own, theirs, _ = folders
     data = {"train": str(reviews[0]), "dev": str(reviews[1]), "max_length": 32}
-    settings = {"teacher": theirs, "data": data, "train": {"epochs": 2, "threads": 1, "learning_rate": 3e-3}}
+    train = {"epochs": 2, "threads": 1, "learning_rate": 3e-3, "log_every": 1}
+    settings = {"teacher": theirs, "data": data, "train": train}
     result = distill(own, tmp_path / "run", hidden_weight=1.0, relation_weight=2.0, **settings)
     assert result["guide"] == {"name": str(theirs), "sha256": read_folder(theirs / "model").fingerprint, "hidden": 1.0,
                                "relations": 2.0, "relation_heads": 1}  # fmt: skip
@@ -206,6 +208,13 @@ def test_a_run_learns_from_states_and_resumes(folders, reviews, tmp_path, monkey
     run_distill(config, tmp_path / "paused", resume=True)
     again = read_folder(tmp_path / "paused" / "model").weights
     assert all(np.array_equal(again[name], whole[name]) for name in whole)
+    slow = settings | {"train": train | {"exact_speedups": False}}  # which trains on the whole table of words
+    distill(own, tmp_path / "slow", hidden_weight=1.0, relation_weight=2.0, **slow)
+    losses = [
+        [record["loss"] for record in RunFolder(tmp_path / name).records() if "loss" in record]
+        for name in ("run", "slow")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
     plain = distill(own, tmp_path / "plain", **settings)
     assert "guide" not in plain
     assert not np.array_equal(

@@ -7,7 +7,7 @@ the nearest one. `ModelConfig` uses Hugging Face's keys, because it is what conf
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import pydantic
 import tomli_w
@@ -384,8 +384,9 @@ def _check_keys(model: type[pydantic.BaseModel], tree: Mapping[str, Any], path: 
         if field is None:
             dotted = [".".join((*path, name)) for name in model.model_fields]
             raise UnknownName("setting", ".".join((*path, key)), dotted)
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, pydantic.BaseModel):
+        kinds = (field.annotation, *get_args(field.annotation))  # a section may be left out: X | None
+        inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)), None)
+        if inner is not None:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{'.'.join((*path, key))} is a section, not a value")
             _check_keys(inner, value, (*path, key))

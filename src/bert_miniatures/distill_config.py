@@ -1,5 +1,6 @@
 """The settings of a distillation: those of fine-tuning, the teachers, and the texts to learn from."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -7,13 +8,21 @@ from typing import Any, Self
 import pydantic
 from pydantic import Field
 
-from bert_miniatures.config import FinetuneConfig, TrainConfig, read_toml
+from bert_miniatures.config import FinetuneConfig, Settings, TrainConfig, read_toml
 
-__all__ = ["DistillConfig", "run_settings"]
+__all__ = ["GRID", "DistillConfig", "DistillSettings", "inputs_key", "recipe_settings", "run_settings"]
+
+# what a sweep may vary, beside the settings of `train`
+GRID = ("temperature", "label_weight", "labelled", "augment", "augment_share", "augment_top", "hidden_weight",
+        "relation_weight", "relation_heads")  # fmt: skip
+
+# what decides which texts are learnt from, and with which answers
+_OF_INPUTS = {"teacher", "transfer", "transfer_text", "transfer_pair", "labelled", "missing"}
+_OF_INPUTS |= {"augment", "augment_with", "augment_share", "augment_top", "augment_seed"}
 
 
-class DistillConfig(FinetuneConfig):
-    """A distillation: `miniatures distill`.
+class DistillSettings(Settings):
+    """What a distillation has besides the settings of a fine-tuning.
 
     Attributes:
         teacher: model folders, runs, or files of their answers; several are averaged.
@@ -22,8 +31,6 @@ class DistillConfig(FinetuneConfig):
         labelled: the student learns from the texts of the labelled training set too.
         temperature: divides the logits of teacher and student.
         label_weight: share of the labels' own loss, in rows that have a label.
-        then_finetune: fine-tune on the labelled set afterwards, into `finetuned` of the run folder.
-        finetune: settings of that, those of `train` where not given.
         augment: how many texts to make from those there are, by replacing words.
         augment_with: a model with a masked-LM head that finds the words; the student itself where None.
         augment_share, augment_top: share of a text's words that are replaced; how many likely words are drawn from.
@@ -32,7 +39,6 @@ class DistillConfig(FinetuneConfig):
         relation_heads: divides the widths of teacher and student; None takes what `soft_objectives` does.
         states_of: whose states and relations, a model folder; the teacher where None.
         missing: share of the texts that a file of answers may lack.
-        compare: a finished run of the same student, fine-tuned alone; looked for beside the run where None.
     """
 
     teacher: tuple[str, ...] = Field(min_length=1)
@@ -42,8 +48,6 @@ class DistillConfig(FinetuneConfig):
     labelled: bool = True
     temperature: float = Field(default=1.0, gt=0)
     label_weight: float = Field(default=0.0, ge=0, le=1)
-    then_finetune: bool = False
-    finetune: TrainConfig = TrainConfig()
     augment: int = Field(default=0, ge=0)
     augment_with: str | None = None
     augment_share: float = Field(default=0.2, gt=0, le=1)
@@ -54,6 +58,24 @@ class DistillConfig(FinetuneConfig):
     relation_heads: int | None = Field(default=None, gt=0)
     states_of: str | None = None
     missing: float = Field(default=0.01, ge=0, lt=1)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the student learns what goes on inside a teacher, too."""
+        return bool(self.hidden_weight or self.relation_weight)
+
+
+class DistillConfig(FinetuneConfig, DistillSettings):
+    """A distillation: `miniatures distill`.
+
+    Attributes:
+        then_finetune: fine-tune on the labelled set afterwards, into `finetuned` of the run folder.
+        finetune: settings of that, those of `train` where not given.
+        compare: a finished run of the same student, fine-tuned alone; looked for beside the run where None.
+    """
+
+    then_finetune: bool = False
+    finetune: TrainConfig = TrainConfig()
     compare: Path | None = None
 
     @pydantic.model_validator(mode="before")
@@ -80,10 +102,14 @@ class DistillConfig(FinetuneConfig):
             )
         return self
 
-    @property
-    def is_guided(self) -> bool:
-        """Whether the student learns what goes on inside a teacher, too."""
-        return bool(self.hidden_weight or self.relation_weight)
+
+def recipe_settings(document: Mapping[str, Any], where: str = "") -> FinetuneConfig:
+    """Return the settings of a fine-tuning, or of a distillation where there is a teacher.
+
+    Raises:
+        ConfigError: settings of something else.
+    """
+    return (DistillConfig if "teacher" in document else FinetuneConfig).of(document, where=where)
 
 
 def run_settings(path: Path) -> FinetuneConfig:
@@ -92,5 +118,15 @@ def run_settings(path: Path) -> FinetuneConfig:
     Raises:
         ConfigError: missing, damaged, or of other settings.
     """
-    document = read_toml(path)
-    return (DistillConfig if "teacher" in document else FinetuneConfig).of(document, where=str(path))
+    return recipe_settings(read_toml(path), str(path))
+
+
+def inputs_key(config: FinetuneConfig) -> str:
+    """Return what decides the inputs of a run: with the same key they are the same rows, answers and model.
+
+    Example:
+        >>> one = FinetuneConfig(model="tiny", train={"seed": 1})
+        >>> inputs_key(one) == inputs_key(FinetuneConfig(model="tiny", train={"seed": 2}))
+        True
+    """
+    return json.dumps(config.model_dump(mode="json", include={"model", "data", *_OF_INPUTS}), sort_keys=True)

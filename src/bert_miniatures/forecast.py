@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from bert_miniatures.budget import makespan
 from bert_miniatures.config import FinetuneConfig
+from bert_miniatures.distill_config import DistillConfig, inputs_key
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import read_json, write_json
 from bert_miniatures.plan import group_of
@@ -45,7 +47,10 @@ def cost_key(config: FinetuneConfig) -> str:
     Seed, learning rate, epochs and whatever else leaves the work of an update alone are not in it.
     """
     train = config.train.model_dump(mode="json", include={"micro_batch_size", "exact_speedups", "precision", "threads"})
-    rest = json.dumps([config.data.model_dump(mode="json"), train], sort_keys=True)
+    parts: list[Any] = [config.data.model_dump(mode="json"), train]
+    if isinstance(config, DistillConfig):  # how many rows there are, and whether a teacher reads them too
+        parts += [inputs_key(config), config.states_of, bool(config.hidden_weight), bool(config.relation_weight)]
+    rest = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(rest.encode()).hexdigest()[:8]
     return f"{config.model} {config.data.task or config.data.train} batch {config.train.batch_size} {digest}"
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from bert_miniatures.config import BATCH_SIZES, LEARNING_RATES, DataConfig, FinetuneConfig, Settings, TrainConfig
 from bert_miniatures.data.tasks import task_named
+from bert_miniatures.distill_config import GRID, DistillConfig, DistillSettings
 from bert_miniatures.errors import ConfigError, UnknownName
 from bert_miniatures.zoo import lookup
 
@@ -31,11 +32,13 @@ class SweepConfig(Settings):
     Attributes:
         models: any MODEL of the command line.
         tasks: GLUE tasks; empty for own files, which `data` names.
-        grid: a setting of `train` -> its values; the published grid where nothing is said.
+        grid: a setting of `train` -> its values; the published grid where nothing is said. Of a distillation also those
+            of `distill_config.GRID`.
         seeds: how many; the first one is `train.seed`.
         data: settings that all cells share; `task` is left to `tasks`.
         train: settings of `train` that are not in the grid.
         keep: as in `FinetuneConfig`.
+        distill: makes the cells distillations; "{task}" in the name of a teacher or a file is the task's name.
     """
 
     models: tuple[str, ...] = Field(min_length=1)
@@ -45,6 +48,7 @@ class SweepConfig(Settings):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     keep: Literal["last", "best"] = "last"
+    distill: DistillSettings | None = None
 
     @pydantic.field_validator("grid", mode="before")
     @classmethod
@@ -74,9 +78,11 @@ def expand(plan: SweepConfig) -> dict[str, FinetuneConfig]:
     _check_grid(plan)
     cells: dict[str, FinetuneConfig] = {}
     for data, model in itertools.product(_data_of(plan), plan.models):
-        for train in _trainings(plan):
+        for train, more in _trainings(plan):
             config = FinetuneConfig(model=model, data=data, train=train, keep=plan.keep)
-            name = f"{_model_name(model)}/{_task_name(data)}/{_settings_name(train, plan.grid)}-seed{train.seed}"
+            if plan.distill is not None:
+                config = _distillation(config, plan.distill, more)
+            name = f"{_model_name(model)}/{_task_name(data)}/{_settings_name(config, plan.grid)}-seed{train.seed}"
             if name in cells:
                 raise ConfigError(f"two cells are named '{name}': {_why(cells[name], config)}")
             cells[name] = config
@@ -124,14 +130,15 @@ def places(cells: Mapping[str, FinetuneConfig]) -> dict[str, tuple[tuple[int, in
         >>> list(places(expand(plan)).values())
         [((0, 2), (2, 3)), ((0, 2), (0, 3)), ((0, 2), (1, 3)), ((1, 2), (2, 3)), ((1, 2), (0, 3)), ((1, 2), (1, 3))]
     """
-    settings = {name: config.train.model_dump(exclude={"seed"}) for name, config in cells.items()}
+    settings = {name: config.train.model_dump(exclude={"seed"}) | config.model_dump(include=set(GRID))
+                for name, config in cells.items()}  # fmt: skip
     found: dict[str, list[tuple[int, int]]] = {name: [] for name in cells}
-    for key in (name for name in TrainConfig.model_fields if name != "seed"):
-        values = {repr(setting[key]): setting[key] for setting in settings.values()}
+    for key in (name for name in (*TrainConfig.model_fields, *GRID) if name != "seed"):
+        values = {repr(setting.get(key)): setting.get(key) for setting in settings.values()}
         if len(values) > 1:
             ordered = sorted(values, key=lambda text: (0, values[text]) if _is_number(values[text]) else (1, text))
             for name, setting in settings.items():
-                found[name].append((ordered.index(repr(setting[key])), len(ordered)))
+                found[name].append((ordered.index(repr(setting.get(key))), len(ordered)))
     return {name: tuple(place) for name, place in found.items()}
 
 
@@ -143,8 +150,11 @@ def _check_grid(plan: SweepConfig) -> None:
     for key, values in plan.grid.items():
         if key == "seed":
             raise ConfigError("grid.seed: seeds are not part of the grid; say how many with seeds = 3 or --seeds 3")
-        if key not in TrainConfig.model_fields:
-            raise UnknownName("setting", f"grid.{key}", [f"grid.{name}" for name in TrainConfig.model_fields])
+        known = [*TrainConfig.model_fields, *(GRID if plan.distill else ())]
+        if key in GRID and not plan.distill:
+            raise ConfigError(f"grid.{key} is of a distillation; name its teacher with --teacher or in [distill]")
+        if key not in known:
+            raise UnknownName("setting", f"grid.{key}", [f"grid.{name}" for name in known])
         if not values:
             raise ConfigError(f"grid.{key} is empty; it needs one value or more")
 
@@ -168,13 +178,27 @@ def _data_of(plan: SweepConfig) -> list[DataConfig]:
     return found
 
 
-def _trainings(plan: SweepConfig) -> Iterator[TrainConfig]:
-    """Yield the training settings of a group of cells: grid values in the order given, then seeds. One thread each."""
+def _trainings(plan: SweepConfig) -> Iterator[tuple[TrainConfig, dict[str, Any]]]:
+    """Yield the settings of a group of cells: grid values in the order given, then seeds. One thread each.
+
+    The second part are the values of the grid that are of a distillation.
+    """
     base = {"threads": 1} | plan.train.model_dump(exclude_none=True)
     for values in itertools.product(*plan.grid.values()):
-        chosen = dict(zip(plan.grid, values, strict=True))
+        every = dict(zip(plan.grid, values, strict=True))
+        more = {key: value for key, value in every.items() if key in GRID}
+        chosen = {key: value for key, value in every.items() if key not in GRID}
         for seed in range(plan.train.seed, plan.train.seed + plan.seeds):
-            yield TrainConfig.of(base | chosen | {"seed": seed}, where="grid")
+            yield TrainConfig.of(base | chosen | {"seed": seed}, where="grid"), more
+
+
+def _distillation(config: FinetuneConfig, settings: DistillSettings, more: Mapping[str, Any]) -> DistillConfig:
+    """Make the settings of a distillation from those of a fine-tuning."""
+    own = settings.model_dump(mode="json", exclude_none=True)
+    task = _task_name(config.data)
+    for key in ("teacher", "transfer"):
+        own[key] = [name.replace("{task}", task) for name in own[key]]
+    return DistillConfig.of(config.model_dump(exclude_none=True) | own | dict(more), where="distill")
 
 
 def _model_name(model: str) -> str:
@@ -191,12 +215,13 @@ def _task_name(data: DataConfig) -> str:
     return data.task or _plain(Path(data.train or "own").stem)
 
 
-def _settings_name(train: TrainConfig, grid: Mapping[str, Any]) -> str:
-    parts = [f"{short_name}{short(getattr(train, key))}" for key, short_name in _ALWAYS_NAMED.items()]
-    usual = TrainConfig()
+def _settings_name(config: FinetuneConfig, grid: Mapping[str, Any]) -> str:
+    parts = ["distilled"] if isinstance(config, DistillConfig) else []
+    parts += [f"{short_name}{short(getattr(config.train, key))}" for key, short_name in _ALWAYS_NAMED.items()]
+    usual = {name: field.default for name, field in (TrainConfig.model_fields | DistillSettings.model_fields).items()}
     for key in sorted(set(grid) - set(_ALWAYS_NAMED)):
-        value = getattr(train, key)
-        if value != getattr(usual, key):
+        value = getattr(config if key in GRID else config.train, key)
+        if value != usual[key]:
             parts.append(_plain(f"{key}{short(value)}" if _is_number(value) else f"{key}-{value}"))
     return "-".join(parts)
 
@@ -211,6 +236,6 @@ def _why(first: FinetuneConfig, second: FinetuneConfig) -> str:
         return f"models '{first.model}' and '{second.model}' have one name; sweep them into two folders"
     if first.data != second.data:
         return "two data sets have one name; sweep them into two folders"
-    if first.train == second.train:
+    if first == second:
         return "a model, a task or a value of the grid is listed twice"
     return "two values of the grid are written alike"

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from bert_miniatures.config import FinetuneConfig, read_toml, write_toml
+from bert_miniatures.config import FinetuneConfig, write_toml
+from bert_miniatures.distill_config import run_settings
 from bert_miniatures.errors import ConfigError, DataError, OutputExists, WorkFailed
 from bert_miniatures.files import RunFolder, read_json, writable_folder, write_json
 from bert_miniatures.plan import SweepConfig
@@ -15,7 +16,7 @@ from bert_miniatures.plan import SweepConfig
 __all__ = ["Status", "SweepFolder"]
 
 Status = Literal["done", "failed", "begun", "missing"]
-_NOT_COMPARED = {"train": {"save_every", "log_every", "threads"}}
+_NOT_COMPARED: dict[str, Any] = {"train": {"save_every", "log_every", "threads"}, "finetune": True, "compare": True}
 
 
 class SweepFolder:
@@ -83,7 +84,7 @@ class SweepFolder:
         for name, config in cells.items():
             run = self.cell(name)
             if run.is_run():
-                before = FinetuneConfig.of(read_toml(run.config), where=str(run.config))
+                before = run_settings(run.config)
                 _refuse_other_settings(name, run.config, before, config)
         writable_folder(self.path)
         write_toml(self.plan, plan)

@@ -39,6 +39,12 @@ def sweep(
     label: Annotated[str | None, typer.Option(help="column of the label")] = None,
     kind: Annotated[str | None, typer.Option(help="classification, regression or multilabel")] = None,
     max_length: Annotated[int | None, typer.Option(help="word pieces, special tokens included [128]")] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="distill: model folder, run, or file of answers; {task} is the task")
+    ] = None,
+    transfer: Annotated[
+        list[str] | None, typer.Option(help="distill: unlabelled texts to learn from; {task} is the task")
+    ] = None,
     grid: Grid = "published",
     seeds: Seeds = None,
     workers: Workers = None,
@@ -51,9 +57,12 @@ def sweep(
     as_json: AsJson = False,
     offline: Offline = False,
 ) -> None:
-    """Fine-tune over a grid of settings, models and tasks; keep the best."""
+    """Fine-tune or, with --teacher, distill over a grid of settings, models and tasks; keep the best."""
     data = {"glue": glue, "train": train, "dev": dev, "text": text, "pair": pair, "label": label, "kind": kind}
-    document = {"models": model, "tasks": task, "seeds": seeds, "data": data | {"max_length": max_length}}
+    document: dict[str, Any] = {"models": model, "tasks": task, "seeds": seeds}
+    document["data"] = data | {"max_length": max_length}
+    if teacher or transfer:
+        document["distill"] = {"teacher": teacher or None, "transfer": transfer or None}
     how = {"workers": workers, "engine": engine, "adaptive": adaptive, "keep_all": keep_all, "dry_run": dry_run}
     summary = _run(document, grid, settings, out, budget, how)
     _print(summary, out, as_json=as_json, dry_run=dry_run)

@@ -5,7 +5,7 @@ The recipe is that of fine-tuning with another aim. Source: Turc et al. 2019, "W
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,18 @@ def run_distill(
     overwrite: bool = False,
     watch: Watch | None = None,
     until: int | None = None,
+    load: Callable[[DistillConfig, Watch], SoftInputs] = load_soft_inputs,
+    measure: bool = True,
 ) -> dict[str, Any]:
-    """Distill as `config` says and return what result.json holds; see `distill` and `run_finetune`."""
+    """Distill as `config` says and return what result.json holds; see `distill` and `run_finetune`.
+
+    Args:
+        load: reads the inputs; several runs in one process may share them.
+        measure: the texts per second of teacher and student, for the table at the end.
+    """
     if config.then_finetune and Team().world > 1:
         raise ConfigError("then_finetune is for one process; fine-tune the distilled model with a second command")
-    run = _Distillation(config, out, watch or Watch())
+    run = _Distillation(config, out, watch or Watch(), load, measure=measure)
     return run_finetune(
         config, out, resume=resume, overwrite=overwrite, watch=run.watch, until=until, load=run.load, aim=run.aim,
         ending=run.ending,
@@ -96,13 +103,21 @@ class _Distillation:
 
     inputs: SoftInputs
 
-    def __init__(self, config: DistillConfig, out: Path, watch: Watch) -> None:
-        self.config, self.out, self.watch = config, out, watch
+    def __init__(
+        self,
+        config: DistillConfig,
+        out: Path,
+        watch: Watch,
+        read: Callable[[DistillConfig, Watch], SoftInputs],
+        *,
+        measure: bool,
+    ) -> None:
+        self.config, self.out, self.watch, self.read, self.measure = config, out, watch, read, measure
 
     def load(self, config: FinetuneConfig, watch: Watch) -> Inputs:
         """Read the inputs, and say at once where there is little to be gained."""
         self.watch, self.guide = watch, read_guide(self.config)
-        self.inputs = load_soft_inputs(self.config, watch)
+        self.inputs = self.read(self.config, watch)
         self.alone = self._find_alone()
         if self.alone is not None:
             self._check_teacher(
@@ -171,7 +186,7 @@ class _Distillation:
     ) -> list[dict[str, Any]]:
         splits = self.inputs.splits
         texts = splits.get("dev", splits["train"])
-        facts, pace = facts_of(run.model), speed(Predictor(run.model).logits, texts)
+        facts, pace = facts_of(run.model), speed(Predictor(run.model).logits, texts) if self.measure else None
         rows = [self._teacher_row(texts)]
         if self.alone is None:
             self.watch.note("no run of this student fine-tuned alone is beside this one; --compare RUN names one")
@@ -194,6 +209,8 @@ class _Distillation:
 
     def _teacher_speed(self, texts: Any) -> float | None:
         """Measure the teachers where their folders are here; several answer one after the other."""
+        if not self.measure:
+            return None
         paces = []
         for teacher in self.inputs.teachers:
             if not Path(teacher["name"]).is_dir():

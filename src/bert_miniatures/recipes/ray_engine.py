@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bert_miniatures.config import DataConfig, FinetuneConfig
+from bert_miniatures.distill_config import inputs_key, recipe_settings
 from bert_miniatures.errors import ConfigError, MissingExtra
 from bert_miniatures.files import RunFolder, atomic_write
 from bert_miniatures.pool import Event, Job
@@ -56,7 +56,7 @@ class RayEngine:
         self._ray, self._limit = _ray(), limit
         self._queue: deque[Job] = deque()
         self._running: dict[Any, Job] = {}
-        self._shipped: dict[tuple[str, DataConfig], Any] = {}
+        self._shipped: dict[str, Any] = {}
 
     def __enter__(self) -> "RayEngine":
         return self
@@ -85,8 +85,8 @@ class RayEngine:
                 yield self._ended(task, self._running.pop(task))
 
     def _start(self, job: Job) -> Any:
-        config = FinetuneConfig.of(job.request["config"])
-        key = (config.model, config.data)
+        config = recipe_settings(job.request["config"])
+        key = inputs_key(config)
         if key not in self._shipped:
             self._shipped[key] = self._ray.put(_HELD.loaded(config))
         threads = config.train.threads or 1
@@ -110,14 +110,14 @@ def _work(
     request: dict[str, Any], begun: dict[str, bytes], inputs: list[Any]
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Do a job on a node: in a folder of its own, whose files go back."""
-    config = FinetuneConfig.of(request["config"])
+    config = recipe_settings(request["config"])
     if not _HELD.holds(config):
         _HELD.hold(config, *_ray().get(inputs[0]))
     folder = Path(tempfile.mkdtemp(prefix="cell-"))
     try:
         _write(folder, begun)
         found = answer(request | {"out": str(folder)}, _HELD, Watch())
-        return found, {} if request.get("probe") else _read(folder)
+        return found, {} if "probe" in request or "prepare" in request else _read(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

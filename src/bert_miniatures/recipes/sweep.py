@@ -16,7 +16,8 @@ from bert_miniatures import forecast
 from bert_miniatures.budget import fit
 from bert_miniatures.choice import Choice, choose
 from bert_miniatures.config import FinetuneConfig
-from bert_miniatures.errors import ConfigError, DiskFull, MissingExtra, UserError
+from bert_miniatures.distill_config import DistillConfig, inputs_key
+from bert_miniatures.errors import ConfigError, DiskFull, MissingExtra, UserError, WorkFailed
 from bert_miniatures.eta import Eta
 from bert_miniatures.keeping import drop_weights, planned_seeds
 from bert_miniatures.plan import SweepConfig, expand, group_of, without_seed
@@ -123,6 +124,7 @@ def run_sweep(
             folder.take(plan, cells)
             sweep = _Sweep(cells, folder, count, watch, keep_all=keep_all, adaptive=adaptive)
             with _engine(engine, count, folder, cells, lock) as at_work:
+                sweep.prepare(at_work)
                 sweep.forecast(at_work)
                 sweep.write_costs()
                 sweep.cut(budget)
@@ -133,6 +135,7 @@ def run_sweep(
 def _dry_run(sweep: "_Sweep", budget: float | None) -> Summary:
     with tempfile.TemporaryDirectory(prefix="sweep-") as scratch:
         with Pool(_WORKER, sweep.count, Path(scratch) / "log", _environment(sweep.cells)) as pool:
+            sweep.prepare(pool)
             sweep.forecast(pool)
         sweep.cut(budget)
     return sweep.summary
@@ -171,6 +174,25 @@ class _Sweep:
             watch.note(f"{len(cells) - len(self.todo)} of {len(cells)} cells are done already")
 
     # ------------------------------------------------------------------------------------------- before the start
+
+    def prepare(self, engine: Engine) -> None:
+        """Let teachers answer what they have not answered before; the cells only read it."""
+        jobs: dict[str, str] = {}
+        for name in self.todo:
+            if isinstance(self.cells[name], DistillConfig):
+                jobs.setdefault(inputs_key(self.cells[name]), name)
+        for name in jobs.values():
+            engine.submit(Job(f"prepare {name}", {"config": _plain(self.cells[name]), "prepare": True}))
+        for event in engine.events():
+            answer = event.answer or {}
+            if event.note:
+                self.watch.warn(event.note)
+            if event.progress:
+                self.watch.progress(*event.progress, "texts answered by the teacher")
+            if "failed" in answer:
+                name = group_of(event.job.name.removeprefix("prepare "))
+                kind = UserError if answer.get("exit") == UserError.exit_code else WorkFailed
+                raise kind(f"{name}: {answer['failed']}")
 
     def forecast(self, engine: Engine) -> None:
         """Time a few updates of each distinct cost that is not known yet, and say what the sweep will cost."""
@@ -333,13 +355,17 @@ class _Sweep:
         summary.choices = choose(runs)
         summary.warnings = [text for choice in summary.choices for text in choice.warnings]
         for choice in summary.choices:
-            if choice.mean is not None and not (choice.run.path / "model").is_dir():
+            path = choice.run.path
+            if choice.mean is not None and not (path / "model").is_dir():
                 summary.warnings.append(
-                    f"{choice.run.path}: the best run now, but its weights were removed when another one was better; "
-                    f"'miniatures finetune --config {choice.run.path}/run.toml --out {choice.run.path} --overwrite' "
-                    "brings them back"
+                    f"{path}: the best run now, but its weights were removed when another one was better; 'miniatures "
+                    f"{_command(choice)} --config {path}/run.toml --out {path} --overwrite' brings them back"
                 )
         return summary
+
+
+def _command(choice: Choice) -> str:
+    return "distill" if any(setting.startswith("teacher = ") for setting in choice.run.settings) else "finetune"
 
 
 def _plain(config: FinetuneConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from bert_miniatures.data.examples import own_task
 from bert_miniatures.data.glue import glue_file
 from bert_miniatures.data.glue_find import find_glue
 from bert_miniatures.data.tasks import task_named
+from bert_miniatures.distill_config import DistillConfig
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import read_json
 from bert_miniatures.machine import cores
@@ -18,6 +19,7 @@ from bert_miniatures.watch import Watch
 __all__ = ["check_data", "check_models", "workers_that_fit"]
 
 _USED = 0.9  # of the free memory
+_TEXT = 200  # bytes of a text that is made, about
 
 
 def check_models(cells: Iterable[FinetuneConfig]) -> dict[str, ModelConfig]:
@@ -42,8 +44,33 @@ def check_data(cells: Iterable[FinetuneConfig], watch: Watch) -> dict[DataConfig
         UserError: the columns of an own file cannot be told.
         Offline, DownloadFailed: a GLUE task is not on this machine and cannot be fetched.
     """
-    sets = dict.fromkeys(config.data for config in cells)
+    configs = list(cells)
+    for config in configs:
+        if isinstance(config, DistillConfig):
+            _check_teachers(config)
+    sets = dict.fromkeys(config.data for config in configs)
     return {data: sum(file.stat().st_size for file in _files(data, watch)) for data in sets}
+
+
+def _check_teachers(config: DistillConfig) -> None:
+    """Find teachers and transfer files; what is in them is checked when they are read."""
+    for path in config.transfer:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+    for name in config.teacher:
+        if not Path(name).is_file() and not (Path(name) / "onnx").is_dir():
+            resolve(name)
+
+
+def _more_bytes(config: FinetuneConfig) -> int:
+    """Return what a distillation holds besides its labelled data: texts, and a teacher that is looked into."""
+    if not isinstance(config, DistillConfig):
+        return 0
+    size = sum(path.stat().st_size for path in config.transfer) + _TEXT * config.augment
+    if config.is_guided:
+        folder = resolve(config.states_of or config.teacher[0])
+        size += sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return size
 
 
 def _files(data: DataConfig, watch: Watch) -> list[Path]:
@@ -68,7 +95,7 @@ def workers_that_fit(
     """
     configs = list(cells)
     count = min(wanted or cores(), len(configs))
-    need = max(run_bytes(config, sizes[config.model], data[config.data]) for config in configs)
+    need = max(run_bytes(config, sizes[config.model], data[config.data] + _more_bytes(config)) for config in configs)
     free = available()
     if free is None or count * need <= _USED * free:
         return count

@@ -1,4 +1,4 @@
-"""A worker of a sweep: fine-tunes the cells it is handed, one after the other (see pool.py for what it hears and says).
+"""A worker of a sweep: trains the cells it is handed, one after the other (see pool.py for what it hears and says).
 
 Parsed data and parent weights stay in memory between cells of the same model and task, and torch is imported once.
 """
@@ -14,16 +14,20 @@ import threading
 import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from bert_miniatures.config import DataConfig, FinetuneConfig
+from bert_miniatures.config import FinetuneConfig
+from bert_miniatures.distill_config import DistillConfig, inputs_key, recipe_settings
 from bert_miniatures.errors import CheckpointError, Diverged, MiniaturesError
 from bert_miniatures.files import DISK_FULL, RunFolder, read_json
+from bert_miniatures.recipes.distill import run_distill
 from bert_miniatures.recipes.finetune import run_finetune
 from bert_miniatures.recipes.loading import Inputs, load_inputs
+from bert_miniatures.recipes.soft_loading import load_soft_inputs
 from bert_miniatures.state import load_state
 from bert_miniatures.watch import Watch
 
@@ -34,32 +38,37 @@ _KEPT_INPUTS = 2
 
 
 class SharedInputs:
-    """Reads inputs, and keeps those of the last two pairs of model and data; what was said is said again."""
+    """Reads inputs, and keeps those of the last two models and data; what was said is said again."""
 
     def __init__(self) -> None:
         self.is_warm = False
-        self._kept: OrderedDict[tuple[str, DataConfig], tuple[Inputs, _Said]] = OrderedDict()
+        self._kept: OrderedDict[str, tuple[Inputs, _Said]] = OrderedDict()
 
-    def loaded(self, config: FinetuneConfig) -> "tuple[Inputs, _Said]":
-        """Return the inputs of a run and what was said about them, read now or kept from before."""
+    def loaded(self, config: FinetuneConfig, watch: Watch | None = None) -> "tuple[Inputs, _Said]":
+        """Return the inputs of a run and what was said about them, read now or kept from before.
+
+        Args:
+            watch: hears how far a teacher is that has to answer first.
+        """
         if not self.holds(config):
-            said = _Said()
-            self.hold(config, load_inputs(config, said), said)
-        key = (config.model, config.data)
+            said = _Said(watch)
+            self.hold(config, _read(config, said), said)
+            said.hears = None
+        key = inputs_key(config)
         self._kept.move_to_end(key)
         return self._kept[key]
 
     def holds(self, config: FinetuneConfig) -> bool:
         """Tell whether the inputs of a run are in memory."""
-        return (config.model, config.data) in self._kept
+        return inputs_key(config) in self._kept
 
     def hold(self, config: FinetuneConfig, inputs: Inputs, said: "_Said") -> None:
         """Keep inputs that were read elsewhere."""
-        self._kept[config.model, config.data] = (inputs, said)
+        self._kept[inputs_key(config)] = (inputs, said)
         while len(self._kept) > _KEPT_INPUTS:
             self._kept.popitem(last=False)
 
-    def __call__(self, config: FinetuneConfig, watch: Watch) -> Inputs:
+    def __call__(self, config: FinetuneConfig, watch: Watch) -> Any:
         """Return the inputs of a run, as `load_inputs` does."""
         inputs, said = self.loaded(config)
         for text in said.notes:
@@ -69,10 +78,24 @@ class SharedInputs:
         return inputs
 
 
+def _read(config: FinetuneConfig, watch: Watch) -> Inputs:
+    return load_soft_inputs(config, watch) if isinstance(config, DistillConfig) else load_inputs(config, watch)
+
+
+def _runner(config: FinetuneConfig) -> Callable[..., dict[str, Any]]:
+    """Return the recipe of a cell; speeds are not measured where others work beside it."""
+    return partial(run_distill, measure=False) if isinstance(config, DistillConfig) else run_finetune
+
+
 class _Said(Watch):
-    def __init__(self) -> None:
+    def __init__(self, hears: Watch | None = None) -> None:
         super().__init__()
         self.notes: list[str] = []
+        self.hears = hears
+
+    def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
+        if self.hears is not None:
+            self.hears.progress(done, total, text, left)
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -97,14 +120,17 @@ def answer(request: Mapping[str, Any], load: SharedInputs, watch: Watch) -> dict
 
     Args:
         request: `{"config": …, "out": folder, "until": update or None}` runs a cell, `{"config": …, "probe": true}`
-            times a few updates.
+            times a few updates, `{"config": …, "prepare": true}` lets teachers answer what they have not answered yet.
 
     Returns:
-        `{"done": …}`, `{"paused": …}`, `{"cost": …}`, `{"failed": reason, "exit": code, "code": …}` or
-        `{"stopped": true}`.
+        `{"done": …}`, `{"paused": …}`, `{"cost": …}`, `{"prepared": true}`, `{"failed": reason, "exit": code,
+        "code": …}` or `{"stopped": true}`.
     """
     try:
-        config = FinetuneConfig.of(request["config"])
+        config = recipe_settings(request["config"])
+        if request.get("prepare"):
+            load.loaded(config, watch)
+            return {"prepared": True}
         if request.get("probe"):
             return {"cost": _probe(config, load)}
         return _run(config, Path(request["out"]), request.get("until"), load, watch)
@@ -126,7 +152,7 @@ def answer(request: Mapping[str, Any], load: SharedInputs, watch: Watch) -> dict
 def _run(config: FinetuneConfig, out: Path, until: int | None, load: SharedInputs, watch: Watch) -> dict[str, Any]:
     _sweep_up(RunFolder(out))
     try:
-        result = run_finetune(config, out, resume=True, watch=watch, until=until, load=load)
+        result = _runner(config)(config, out, resume=True, watch=watch, until=until, load=load)
     except Diverged:
         result = read_json(out / "result.json")
     return {"paused" if "paused" in result else "done": result}
@@ -189,7 +215,7 @@ def _probe(config: FinetuneConfig, load: SharedInputs) -> dict[str, Any]:
 def _timed_updates(config: FinetuneConfig, load: SharedInputs, watch: Watch) -> None:
     timed = config.train.model_copy(update={"log_every": 1, "save_every": 1e9})
     with tempfile.TemporaryDirectory(prefix="probe-") as folder, suppress(_EnoughError, Diverged):
-        run_finetune(config.model_copy(update={"train": timed}), Path(folder) / "run", watch=watch, load=load)
+        _runner(config)(config.model_copy(update={"train": timed}), Path(folder) / "run", watch=watch, load=load)
 
 
 # -------------------------------------------------------------------------------------------------- the process
