@@ -10,9 +10,10 @@ Three sides train the same random model on the same rows with the same batch siz
     run_glue   the defaults of transformers' run_glue.py: every row padded to 128
 
 Each side is a process of its own that lives through the whole run and waits while another one works. Round by round
-each trains for a fixed number of updates; printed are medians over the rounds, and medians of the ratios within a
-round. The rows are the sentences of SST-2 dev and test (25.5 pieces on average) with random labels, or, without
---glue, random pieces of the same length distribution.
+each trains for a fixed number of updates, by default a pass over all rows (run_glue a quarter of it), so that all see
+the same lengths; printed are medians over the rounds, and medians of the ratios within a round. The rows are the
+sentences of SST-2 dev and test (25.5 pieces on average) with random labels, or, without --glue, random pieces of the
+same length distribution.
 """
 
 import argparse
@@ -182,6 +183,7 @@ def flops_of(size: str, rows: list[list[int]]) -> float:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     rows = rows_of(options.glue, options.vocabulary)
+    options.steps = options.steps or -(-len(rows) // BATCH) - SKIPPED
     context = mp.get_context("spawn")
     every = os.cpu_count() or 1
     sides: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -196,8 +198,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for name, (serve, extra) in sides.items():
         near, far = context.Pipe()
         steps = options.steps // 4 if name.startswith("run_glue") else options.steps
-        process = context.Process(target=serve, args=(far, options.size, rows, steps, *extra), daemon=True)
+        # Not a daemon: those may not have children, and this package would fall back to threads.
+        process = context.Process(target=serve, args=(far, options.size, rows, steps, *extra))
         process.start()
+        far.close()  # so that it ends when this process does
         processes.append(process)
         pipes[name] = (near, steps)
     peak = 0.0
@@ -255,7 +259,7 @@ def main() -> None:
     parser.add_argument("--glue", type=Path, default=os.environ.get("GLUE_DIR"))
     parser.add_argument("--vocabulary", type=Path, help="vocab.txt of the published models, with --glue")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, help="timed updates of a round; a pass over the rows unless given")
     options = parser.parse_args()
     result = measure(options)
     name = f"finetune_speed_{options.size.replace('/', '_')}.json"
