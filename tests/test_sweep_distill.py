@@ -33,6 +33,9 @@ class Heard(Watch):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def progress(self, done: int, total: int, text: str = "", left: float | None = None) -> None:
+        self.notes.append(text)
+
 
 @pytest.fixture(scope="module")
 def teacher(tiny, tmp_path_factory) -> Path:
@@ -144,7 +147,8 @@ def test_the_teacher_is_asked_before_the_first_cell_and_never_again(swept, tiny,
     assert len(answers) == 3  # the texts there are, those that were made, and dev
     first = min(path.with_name("run.toml").stat().st_mtime_ns for path in runs(out).values())
     assert max(answers.values()) < first
-    assert any("4 cells, 2 at once" in text for text in notes)
+    asked = notes.index("texts answered by the teacher")
+    assert asked < next(i for i, text in enumerate(notes) if "4 cells, 2 at once" in text)
     monkeypatch.setenv("MINIATURES_HOME", str(cache))
     distill = {"teacher": [str(teacher)], "transfer": [str(texts)], "augment": 23}
     larger = plan_of(tiny, reviews, teacher, distill=distill, grid=GRID | {"temperature": [1, 2.5, 4]})
