@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from bert_miniatures.serve import documents, v2
 from bert_miniatures.serve.asked import read_explain, read_predict
@@ -35,10 +37,33 @@ _NO_OUTSIDE = {
     "content-security-policy": "default-src 'self'; img-src data:; frame-ancestors 'none'; form-action 'none'"
 }
 _OPEN = {*_FILES, "/docs", "/openapi.json", "/health", "/v2/health/live", "/v2/health/ready"}
+_SCHEME = "key"
 _ALWAYS = ("not-http", "failed", "head-too-large", "connections")
 _BODY = ("body-too-large", "too-many-texts", "text-too-long", "not-json-type", "not-utf8", "not-json", "input")
 _WORK = ("too-slow", *_BODY, "queue-full", "timeout", "stopping")
-Endpoint = Callable[..., Awaitable[Response]]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class _Route(APIRoute):
+    """A path whose function gets the request as it is: FastAPI's dependencies would take as long as an answer."""
+
+    def __init__(self, path: str, endpoint: Endpoint, **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+
+        async def plain(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await endpoint(Request(scope, receive, send))
+            await response(scope, receive, send)
+
+        self.app = plain
+
+
+class _Json(Response):
+    """A response whose head needs no looking at."""
+
+    def init_headers(self, headers: Any = None) -> None:
+        """Set what every answer has."""
+        length = str(len(self.body)).encode()
+        self.raw_headers = [(b"content-length", length), (b"content-type", b"application/json")]
 
 
 def create_app(models: Models, limits: Limits, meters: Meters, key: str | None = None) -> FastAPI:
@@ -68,10 +93,14 @@ def create_app(models: Models, limits: Limits, meters: Meters, key: str | None =
         lifespan=running,
         exception_handlers={HTTPException: _not_served},
     )
+    app.router.route_class = _Route
+    app.state.names = list(models.by_name)
     _add_predicting(app, models, limits, key is not None)
     _add_protocol(app, models, limits, key is not None)
     _add_watching(app, meters, key is not None)
     app.add_middleware(Guard, limits=limits, meters=meters, open_paths=_OPEN, key=key)
+    if key is not None:
+        app.openapi().setdefault("components", {})["securitySchemes"] = {_SCHEME: {"type": "http", "scheme": "bearer"}}
     return app
 
 
@@ -90,8 +119,10 @@ def _add(
     more: dict[str, Any] = {}
     if body is not None:
         more["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
+    if "{name}" in path:
+        more["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"enum": app.state.names}}]
     if locked:
-        more["security"] = [{"HTTPBearer": []}]
+        more["security"] = [{_SCHEME: []}]
     app.add_api_route(
         path,
         endpoint,
@@ -118,14 +149,14 @@ def _add_predicting(app: FastAPI, models: Models, limits: Limits, locked: bool) 
     async def predict(request: Request) -> Response:
         return await answer(None, request)
 
-    async def predict_with(name: str, request: Request) -> Response:
-        return await answer(name, request)
+    async def predict_with(request: Request) -> Response:
+        return await answer(request.path_params["name"], request)
 
     async def explain_first(request: Request) -> Response:
         return await tell(None, request)
 
-    async def explain_with(name: str, request: Request) -> Response:
-        return await tell(name, request)
+    async def explain_with(request: Request) -> Response:
+        return await tell(request.path_params["name"], request)
 
     async def listed(request: Request) -> Response:
         return _json({"models": [model.about() for model in models.by_name.values()]})
@@ -151,14 +182,14 @@ def _add_protocol(app: FastAPI, models: Models, limits: Limits, locked: bool) ->
     async def ready(request: Request) -> Response:
         return _json({"ready": True})
 
-    async def metadata(name: str, request: Request) -> Response:
-        return _json(v2.metadata(models.find(name)))
+    async def metadata(request: Request) -> Response:
+        return _json(v2.metadata(models.find(request.path_params["name"])))
 
-    async def model_ready(name: str, request: Request) -> Response:
-        return _json({"name": models.find(name).name, "ready": True})
+    async def model_ready(request: Request) -> Response:
+        return _json({"name": models.find(request.path_params["name"]).name, "ready": True})
 
-    async def infer(name: str, request: Request) -> Response:
-        model = models.find(name)
+    async def infer(request: Request) -> Response:
+        model = models.find(request.path_params["name"])
         asked = v2.read_infer(await request.body(), model.labels, limits)
         return _json(v2.answer_infer(model, asked, await model.batcher.logits(asked.texts, asked.pairs)))
 
@@ -208,4 +239,4 @@ async def _not_served(request: Request, error: Exception) -> Response:
 
 def _json(document: Any) -> Response:
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text.encode(), media_type="application/json")
+    return _Json(text.encode())

@@ -13,7 +13,7 @@ from bert_miniatures.serve.failures import Refused
 from bert_miniatures.serve.limits import Limits
 from bert_miniatures.serve.scores import FUNCTIONS
 
-__all__ = ["Asked", "checked_rows", "read_document", "read_explain", "read_predict"]
+__all__ = ["Asked", "checked_rows", "is_whole", "read_document", "read_explain", "read_predict"]
 
 _FORMS = 'a text, {"text": …, "text_pair": …}, ["text"] or ["text", "second text"]'
 Row = tuple[str, str | None]
@@ -144,11 +144,16 @@ def _parameters(given: Any) -> tuple[int | None, str | None]:
         if key not in {"top_k", "function_to_apply"}:
             _wrong(f"unknown parameter {key[:40]!a}; expected top_k, function_to_apply")
     top_k, function = given.get("top_k"), given.get("function_to_apply")
-    if top_k is not None and (not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 1):
+    if top_k is not None and (not is_whole(top_k) or top_k < 1):
         _wrong("'top_k' must be a whole number of at least 1")
     if function is not None and (not isinstance(function, str) or function not in FUNCTIONS):
         _wrong(f"'function_to_apply' must be one of {', '.join(FUNCTIONS)}")
-    return top_k, function
+    return None if top_k is None else int(top_k), function
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether a value of JSON is a whole number; 2.0 is one, true is none."""
+    return type(value) is int or (type(value) is float and value.is_integer())
 
 
 def _wrong(message: str) -> NoReturn:

@@ -89,11 +89,10 @@ class Guard:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """Read the body; of one that is too large the rest is read and dropped."""
-        too_large = Refused("body-too-large", f"the body has more than {self._limits.body:,} bytes")
         length = headers.get(b"content-length", b"")
         told = int(length) if length.isdigit() else 0
         if told > _DISCARDED or (told > self._limits.body and b"expect" in headers):
-            raise too_large
+            raise self._too_large()
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -103,12 +102,15 @@ class Guard:
             part, more = message.get("body", b""), message.get("more_body", False)
             size += len(part)
             if size > _DISCARDED:
-                raise too_large
+                raise self._too_large()
             if size <= self._limits.body:
                 parts.append(part)
         if size > self._limits.body:
-            raise too_large
+            raise self._too_large()
         return b"".join(parts)
+
+    def _too_large(self) -> Refused:
+        return Refused("body-too-large", f"the body has more than {self._limits.body:,} bytes")
 
 
 def _check_type(headers: dict[bytes, bytes]) -> None:

@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from bert_miniatures.serve.meters import Meters
 from bert_miniatures.serve.served import Model, Models, named
 from bert_miniatures.watch import Watch
 
-__all__ = ["Service", "is_loopback", "listen", "serve"]
+__all__ = ["Service", "is_loopback", "listen", "serve", "server_config"]
 
 _SWITCH = 0.0005  # seconds after which a thread that computes in Python lets the event loop on; Python's own is 0.005
 
@@ -59,12 +60,13 @@ def serve(
         app = create_app(Models(opened), limits, meters, key)
         _warn(host, key, watch)
         names = ", ".join(model.name for model in opened)
-        service = Service(_config(app, limits), f"{names} at {address}; Ctrl-C stops", watch)
+        service = Service(server_config(app, limits), f"{names} at {address}; Ctrl-C stops", watch)
         sys.setswitchinterval(_SWITCH)
         service.run([listening])
 
 
-def _config(app: Any, limits: Limits) -> uvicorn.Config:
+def server_config(app: Any, limits: Limits) -> uvicorn.Config:
+    """Return uvicorn's settings."""
     return uvicorn.Config(
         app,
         http=protocol(limits),
@@ -74,6 +76,7 @@ def _config(app: Any, limits: Limits) -> uvicorn.Config:
         access_log=False,  # a path may hold what a client wrote
         server_header=False,
         proxy_headers=False,
+        timeout_keep_alive=max(1, round(limits.idle)),
         timeout_graceful_shutdown=max(1, round(limits.draining)),
     )
 
@@ -98,6 +101,9 @@ class Service(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Stop at SIGTERM and Ctrl-C; uvicorn's own would raise them again afterwards, as if the end were a fault."""
+        if threading.current_thread() is not threading.main_thread():  # no other hears signals
+            yield
+            return
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in signals}
         try:

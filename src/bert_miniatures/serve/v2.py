@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from bert_miniatures.engine import Floats
 from bert_miniatures.outputs import Labels
-from bert_miniatures.serve.asked import checked_rows, read_document
+from bert_miniatures.serve.asked import checked_rows, is_whole, read_document
 from bert_miniatures.serve.failures import Refused
 from bert_miniatures.serve.limits import Limits
 from bert_miniatures.serve.scores import label_names, scores
@@ -116,7 +116,7 @@ def _tensor(tensor: Any, limits: Limits) -> tuple[str, list[str]]:
     if not isinstance(tensor.get("parameters", {}), dict):
         _wrong(f"the parameters of '{name}' must be an object")
     shape, data = tensor.get("shape"), tensor.get("data")
-    if not isinstance(shape, list) or not shape or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not shape or not all(is_whole(size) and size >= 0 for size in shape):
         _wrong(f"the shape of '{name}' must be a list of whole numbers, as [2]")
     if not isinstance(data, list):
         _wrong(f"the data of '{name}' must be a list of texts")

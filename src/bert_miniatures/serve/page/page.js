@@ -119,8 +119,9 @@ function showWords(answer, texts, shares) {
   const best = answer.answers[0].label;
   const most = Math.max(...answer.words.map((word) => Math.abs(word.effect)), shares ? 0.01 : 1e-9);
   const told = (effect) => {
-    const size = shares ? (100 * effect).toFixed(1) : effect.toFixed(3);
-    return `${effect >= 0 ? "+" : "−"}${size.replace("-", "")}${shares ? " points" : ""}`;
+    const size = Math.abs(shares ? 100 * effect : effect).toFixed(shares ? 1 : 3);
+    const sign = Number(size) === 0 ? "" : effect > 0 ? "+" : "−";
+    return `${sign}${size}${shares ? " points" : ""}`;
   };
   const method = at("method");
   method.replaceChildren(
@@ -159,7 +160,7 @@ function showPieces(answer, chosen) {
   const count = answer.pieces.reduce((sum, pieces) => sum + pieces.length, 0);
   at("cut").textContent = answer.cut
     ? `Too long: the model saw the first ${count} pieces and nothing of the rest.`
-    : `${count} of at most ${chosen.max_length}, special tokens included.`;
+    : `${count} pieces and ${answer.pieces.length + 1} marks of the model’s own; it reads ${chosen.max_length} at most.`;
   at("pieces").replaceChildren(...answer.pieces.map((pieces, side) => {
     const list = make("ol");
     list.setAttribute("aria-label", side ? "Pieces of the second text" : "Pieces of the text");
