@@ -41,7 +41,7 @@ LAYERS = [
     {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.schedule"},
     {"recipes.worker"},
     {"recipes.ray_engine"},
-    {"recipes.sweep"},
+    {"recipes.ray_processes", "recipes.sweep"},
 ]  # fmt: skip
 TORCH_STARTS = 7
 WITHOUT_LAYER = ("cli", "__main__", "__init__")

@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "TeacherConfig",
     "TrainConfig",
+    "overridden",
     "read_toml",
     "write_toml",
 ]
@@ -50,17 +51,27 @@ class Settings(pydantic.BaseModel):
             UnknownName: a key that does not exist; names the nearest.
             ConfigError: a value that cannot work; `where` begins the sentence.
         """
-        tree = _merged({}, document)
-        for override in overrides:
-            key, sign, value = override.partition("=")
-            if not sign:
-                raise ConfigError(f"--set {override}: expected key=value, as in train.warmup=0.2")
-            _merge_into(tree, key.strip().split("."), _parse_value(value.strip()))
+        tree = overridden(document, overrides)
         _check_keys(cls, tree, ())
         try:
             return cls(**tree)
         except pydantic.ValidationError as error:
             raise ConfigError(f"{where}{': ' if where else ''}{_sentence(error)}") from None
+
+
+def overridden(document: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return nested mappings with `--set` strings on top.
+
+    Raises:
+        ConfigError: a string is not key=value.
+    """
+    tree = _merged({}, document)
+    for override in overrides:
+        key, sign, value = override.partition("=")
+        if not sign:
+            raise ConfigError(f"--set {override}: expected key=value, as in train.warmup=0.2")
+        _merge_into(tree, key.strip().split("."), _parse_value(value.strip()))
+    return tree
 
 
 class ModelConfig(pydantic.BaseModel):

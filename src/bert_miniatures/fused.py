@@ -99,7 +99,7 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.kept is None:
-            raise RuntimeError("a second backward pass through a fused layer: the first one wrote upon what it had read")
+            raise RuntimeError("a second backward pass through a fused layer: the first wrote upon what it had read")
         x, (qkv, qkv_bias, *rest), attention, kept = ctx.kept
         (s, drawn, first_only, picked, direct), ctx.kept = ctx.asked, None
         sums = direct or tuple(torch.zeros_like(weight) for weight in (qkv, qkv_bias, *rest))

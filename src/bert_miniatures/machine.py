@@ -31,8 +31,10 @@ def launch() -> Launch:
     """Read torchrun's environment; without RANK, or with a WORLD_SIZE of 1, this is one process alone."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
     rank, world, local, restarts = (os.environ.get(name, "") for name in names)
-    if not rank.isdecimal() or not world.isdecimal() or int(world) <= 1:
+    if not rank.isdecimal() or not world.isdecimal():
         return Launch()
+    if int(world) <= 1:
+        return Launch(restarts=int(restarts or 0))
     return Launch(int(rank), int(world), int(local or world), int(restarts or 0))
 
 

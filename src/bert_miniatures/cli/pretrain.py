@@ -37,6 +37,8 @@ def pretrain(
     settings: Annotated[list[str] | None, typer.Option("--set", help="key=value, as data.masking=word")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the run in --out")] = False,
+    engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster that shares each batch")] = "local",
+    workers: Annotated[int | None, typer.Option(min=2, help="processes with --engine ray [one on each node]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print result.json")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
 ) -> None:
@@ -46,7 +48,7 @@ def pretrain(
     train = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "epochs": epochs, "budget": budget}
     given = {"model": model, "vocab": None if vocab is None else str(vocab), "data": data, "train": train}
     how: dict[str, Any] = {"config": config, "settings": settings, "resume": resume, "overwrite": overwrite}
-    result = run_as_told("pre-training", _prepared, given, out, **how)
+    result = run_as_told("pre-training", _prepared, given, out, **how, engine=engine, workers=workers)
     if result is not None:
         _print(result, out, as_json=as_json)
 

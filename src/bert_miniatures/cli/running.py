@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "processes", "run_as_told", "settings_of"]
 
 Recipe = Callable[..., dict[str, Any]]  # of the run folder, resume=, overwrite=, watch=
+Prepared = Callable[[dict[str, Any], list[str], str], Recipe]  # of settings, key=value on top, and their file's name
 
 
 @contextmanager
@@ -35,7 +37,7 @@ def processes(what: str) -> Iterator["Launch"]:
 
 def run_as_told(
     what: str,
-    prepared: Callable[[dict[str, Any], list[str], str], Recipe],
+    prepared: Prepared,
     given: Mapping[str, Any],
     out: Path,
     *,
@@ -43,6 +45,8 @@ def run_as_told(
     settings: list[str] | None,
     resume: bool,
     overwrite: bool,
+    engine: str = "local",
+    workers: int | None = None,
 ) -> dict[str, Any] | None:
     """Run a recipe, in torchrun's processes where there are some; return its result, None in all but the first.
 
@@ -50,18 +54,42 @@ def run_as_told(
         what: the work, as in "fine-tuning".
         prepared: checks the settings (a document, `key=value` on top, the name of the file) and imports the recipe.
         given: what the command line says; see `settings_of`.
+        engine: "local", or "ray" for a Ray cluster that shares each batch.
+        workers: processes on a Ray cluster; None is one on each node.
     """
     from bert_miniatures.cli.console import ConsoleWatch
-    from bert_miniatures.files import RunFolder
+    from bert_miniatures.errors import ConfigError
+    from bert_miniatures.files import RunFolder, training_extra
 
-    with processes(what) as started:
-        if started.restarts and RunFolder(out).is_run():  # torchrun started all again because one was lost
-            resume, overwrite = True, False
-        document = settings_of(given, config, out, resume=resume, overwrite=overwrite)
-        recipe = prepared(document, settings or [], str(config or ""))
-        with ConsoleWatch() as watch:
-            result = recipe(out, resume=resume, overwrite=overwrite, watch=watch)
-        return result if started.rank == 0 else None
+    def run() -> dict[str, Any] | None:
+        with processes(what) as started:
+            again = bool(started.restarts) and RunFolder(out).is_run()  # all were started again because one was lost
+            how = {"resume": resume or again, "overwrite": overwrite and not again}
+            document = settings_of(given, config, out, **how)
+            recipe = prepared(document, settings or [], str(config or ""))
+            with ConsoleWatch() as watch:
+                result = recipe(out, **how, watch=watch)
+            return result if started.rank == 0 else None
+
+    if engine == "local":
+        if workers is not None:
+            raise ConfigError("--workers is for --engine ray; on one machine the cores share a batch by themselves")
+        return run()
+    if engine != "ray":
+        raise ConfigError(f"unknown engine '{engine}'; it is one of local, ray")
+    from bert_miniatures.config import overridden
+
+    with training_extra(what):
+        from bert_miniatures.recipes.ray_processes import shared_by_cluster
+    document = overridden(settings_of(given, config, out, resume=resume, overwrite=overwrite), settings or [])
+    prepared(document, [], str(config or ""))  # what is wrong with the settings is said before anything starts
+    with ConsoleWatch() as watch:
+        return shared_by_cluster(run, partial(_share, prepared), document, watch, workers)
+
+
+def _share(prepared: Prepared, document: dict[str, Any], scratch: Path) -> None:
+    """Take part in a run as one of its further processes, which write nothing."""
+    prepared(document, [], "")(scratch)
 
 
 def settings_of(
