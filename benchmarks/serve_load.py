@@ -6,7 +6,7 @@ Both servers answer the same 2-layer, 128-wide classifier (random weights: what 
 process of their own; the client is this process, over loopback:
 
     ours   `miniatures serve` with a deploy folder, fp32, its defaults
-    naive  FastAPI and uvicorn (with its C parser and loop, as ours), `pipeline("text-classification")` in a plain
+    naive  FastAPI and uvicorn (with the same C parser as ours), `pipeline("text-classification")` in a plain
            `def` endpoint: one request, one forward; the better one of torch with one thread and with all
 
 A request is one sentence of SST-2 dev. Each of 1, 8 and 64 connections sends the next request when it has its answer;
@@ -279,10 +279,7 @@ def percentile(seconds: list[float], share: float) -> float:
 
 
 def run(coroutine: Any) -> Any:
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(coroutine)
+    return asyncio.run(coroutine)
 
 
 def checked(name: str, seen: Seen, allowed: set[int]) -> None:
@@ -376,7 +373,7 @@ def distinct(deploy: Path, texts: list[str]) -> tuple[list[str], list[tuple[str,
 def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    packages = ("fastapi", "uvicorn", "httptools", "uvloop", "onnxruntime", "torch", "transformers")
+    packages = ("fastapi", "uvicorn", "httptools", "onnxruntime", "torch", "transformers")
     return {"cpu": cpu, "cores": os.cpu_count()} | {name: version(name) for name in packages}
 
 

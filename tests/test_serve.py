@@ -89,7 +89,8 @@ def test_forms_of_a_pair(inputs, server, predictors):
 
 
 def test_a_list_of_none_is_answered_with_none(server):
-    assert server.post("/predict", {"inputs": []}).json == []
+    for name in OWN:
+        assert server.post(f"/models/{name}/predict", {"inputs": []}).json == []
 
 
 def test_top_k_and_the_function(server, predictors):

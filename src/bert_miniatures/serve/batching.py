@@ -49,6 +49,7 @@ class Batcher:
 
     def __init__(self, predictor: Predictor, max_length: int, limits: Limits, meters: ModelMeters) -> None:
         self._predictor, self._max_length, self._limits, self._meters = predictor, max_length, limits, meters
+        self._outputs = max(1, len(predictor.labels.names))
         self._jobs: deque[_Job] = deque()
         self._texts = self._positions = 0
         self._came = asyncio.Event()
@@ -181,8 +182,8 @@ class Batcher:
             chosen = [i for i, job in enumerate(jobs) if (job.pairs is not None) == paired]
             texts = [text for i in chosen for text in jobs[i].texts]
             pairs = [text for i in chosen for text in jobs[i].pairs or ()] if paired else None
-            if not texts:
-                found |= {i: self._predictor.logits([]) for i in chosen}
+            if not texts:  # requests of no texts
+                found |= {i: np.empty((0, self._outputs), np.float32) for i in chosen}
                 continue
             logits = self._predictor.logits(texts, pairs)
             ends = np.cumsum([len(jobs[i].texts) for i in chosen])[:-1]
