@@ -26,7 +26,7 @@ LAYERS = [
     {"card", "predict_onnx", "models", "table", "eta", "budget", "keeping", "sweep_folder", "serve.connection", "serve.scores",
      "data.examples", "data.glue_find",
      "data.instances", "data.probabilities", "data.teacher_texts"},
-    {"predict", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store"},
+    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store"},
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
     {"serve.batching", "serve.guard",
      "noise", "fused", "fused_ends", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",

@@ -20,7 +20,7 @@ from bert_miniatures.outputs import Labels
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-__all__ = ["Counts", "Engine", "Predictor", "answers", "engine_of", "predict_stream"]
+__all__ = ["Counts", "Engine", "Predictor", "Rows", "answers", "engine_of", "predict_stream", "weights_of"]
 
 Rows = tuple[list[str], list[str] | None]
 # what computes the logits -> (module, the package that it needs, what that is called in an error, extra)
@@ -109,6 +109,23 @@ def engine_of(model: str | Path) -> str:
         if find_spec(package) is not None:
             return name
     raise MissingExtra(what, extra)
+
+
+def weights_of(model: str | Path, precision: str = "fp32") -> Path:
+    """Return the file with the weights that answer for a model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = _folder_of(model)
+    name = "model.safetensors"
+    if _is_deployed(folder):
+        from bert_miniatures.predict_onnx import FILES
+
+        name = FILES[precision]
+    if not (folder / name).is_file():
+        raise CheckpointError(f"{folder}: no {name}")
+    return folder / name
 
 
 def _open(folder: Path, threads: int | None, precision: str) -> Engine:

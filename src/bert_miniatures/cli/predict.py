@@ -3,14 +3,17 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from bert_miniatures.predict import Counts
+    from bert_miniatures.predict import Counts, Rows
+
+
+_CHUNK = 1024  # rows
 
 
 def predict(
@@ -18,7 +21,8 @@ def predict(
     file: Annotated[Path | None, typer.Argument(help=".csv .tsv .jsonl .parquet .txt; - or none reads lines")] = None,
     text: Annotated[str | None, typer.Option(help="column of the text")] = None,
     pair: Annotated[str | None, typer.Option(help="column of the second text")] = None,
-    out: Annotated[Path | None, typer.Option(help="write here (.jsonl) instead of stdout")] = None,
+    out: Annotated[Path | None, typer.Option(help="write here (.jsonl .csv .tsv .parquet), not to stdout")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from what an interrupted run left of --out")] = False,
     workers: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="of one process [all cores]")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="the 8-bit graph of a deploy folder")] = False,
@@ -28,43 +32,79 @@ def predict(
     from bert_miniatures.cli.console import note
     from bert_miniatures.data.stream import stream_rows
     from bert_miniatures.errors import UserError
-    from bert_miniatures.files import atomic_write
     from bert_miniatures.predict import Counts, engine_of, predict_stream
 
     engine_of(model)  # what is not installed is said before the file is read; the import itself can take seconds
     if threads is not None and workers > 1:
         raise UserError("--threads is for one process; each of several --workers has one thread")
-    if out is not None and out.suffix != ".jsonl":
-        raise UserError(f"{out}: answers are written as .jsonl")
     if out is not None and file is not None and out.resolve() == file.resolve():
         raise UserError(f"{out} is the file to read; the answers need another --out")
-    typed = str(file or "-") == "-" and sys.stdin.isatty()
+    piped = str(file or "-") == "-"
+    if resume and (out is None or piped):
+        raise UserError("--resume needs a file to read and --out: what was printed or piped is gone")
+    typed = piped and sys.stdin.isatty()
     if typed:
         note("one text a line; Ctrl-D ends")
     counts = Counts()
-    chunks = stream_rows(str(file or "-"), text=text, pair=pair, chunk=1 if typed else 1024)
+    chunks = stream_rows(str(file or "-"), text=text, pair=pair, chunk=1 if typed else _CHUNK)
     precision = "int8" if int8 else "fp32"
-    answered = predict_stream(model, chunks, workers=workers, threads=threads, precision=precision, counts=counts)
+    how: dict[str, Any] = {"workers": workers, "threads": threads, "precision": precision, "counts": counts}
     if out is None:
-        _write(answered, sys.stdout, counts)
+        _print(predict_stream(model, chunks, **how), counts)
     else:
-        with atomic_write(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
-            _write(answered, handle, counts)
+        asked = {"text": text, "pair": pair, "precision": precision}
+        _keep(lambda rest: predict_stream(model, rest, **how), chunks, out, model, file, asked, resume, counts)
     _tell(counts)
 
 
-def _write(answered: "Iterator[list[dict[str, Any]]]", file: TextIO, counts: "Counts") -> None:
+def _print(answered: "Iterator[list[dict[str, Any]]]", counts: "Counts") -> None:
     from time import monotonic
 
     from bert_miniatures.cli.console import note
 
     last = monotonic()
     for answers in answered:
-        file.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
-        file.flush()
+        sys.stdout.writelines(json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
+        sys.stdout.flush()
         if monotonic() - last >= 10:
             last = monotonic()
             note(f"{counts.rows:,} rows")
+
+
+def _keep(
+    answering: "Callable[[Iterator[Rows]], Iterator[list[dict[str, Any]]]]",
+    chunks: "Iterator[Rows]",
+    out: Path,
+    model: str,
+    file: Path | None,
+    asked: dict[str, Any],
+    resume: bool,
+    counts: "Counts",
+) -> None:
+    """Write the answers into a file, from where an interrupted run stopped."""
+    from itertools import islice
+
+    from bert_miniatures.answer_file import AnswerFile, estimated_rows, sketch
+    from bert_miniatures.cli.console import ConsoleWatch
+    from bert_miniatures.predict import weights_of
+
+    read = file is not None and str(file) != "-"
+    about = {"model": sketch(weights_of(model, asked["precision"])), "file": sketch(file) if file and read else None}
+    answers = AnswerFile(out, about | asked, chunk=_CHUNK, resume=resume)
+    total = estimated_rows(file) if file and read else 0
+    with ConsoleWatch() as watch:
+        if answers.done:
+            watch.note(f"{answers.done:,} rows are answered already")
+
+        def shown() -> "Iterator[list[dict[str, Any]]]":
+            for found in answering(islice(chunks, answers.done // _CHUNK, None)):
+                yield found
+                done = answers.done + counts.rows
+                if total:
+                    watch.progress(min(done, total), max(done, total), "rows")
+
+        answers.write(shown())
+    answers.finish()
 
 
 def _tell(counts: "Counts") -> None:
