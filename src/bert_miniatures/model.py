@@ -375,7 +375,9 @@ def build(
         wanted |= {f"helpers.{name}.{key}": tuple(p.shape) for key, p in layer.named_parameters()}
     for name, shape in wanted.items():
         array = (weights or {}).get(name)
-        if array is None or array.shape != shape:
+        if array is not None and array.shape != shape and not name.startswith("head."):
+            raise ValueError(f"{name} has shape {array.shape}, the configuration asks for {shape}")
+        if array is None or array.shape != shape:  # a classifier for other labels is made anew
             array = _initial(name, shape, config.initializer_range, drawn)
         state[name] = torch.from_numpy(np.array(array, dtype=np.float32))
     model.load_state_dict(state, strict=True, assign=True)

@@ -14,7 +14,10 @@ from bert_miniatures.watch import Watch
 
 __all__ = ["Window", "begun", "updating"]
 
-_FREE = frozenset({"train.save_every", "train.log_every", "train.threads"})  # may change when a run is resumed
+# Settings that may change when a run is resumed.
+_FREE = frozenset(
+    f"{section}.{name}" for section in ("train", "finetune") for name in ("save_every", "log_every", "threads")
+)
 
 
 def begun(
