@@ -350,7 +350,13 @@ def test_memory_is_flat(server):
     assert memory() - before < 8e6
 
 
-def test_a_reader_of_everything(server):
+def test_no_answer_waits_for_the_clients_acknowledgement(server):
+    """Head and body are two packets; with Nagle's algorithm the second waits 40 ms."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        while not server.service.server_state.connections:
+            time.sleep(0.01)
+        (accepted,) = server.service.server_state.connections
+        found = accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         connection.sendall(post_bytes("/predict", ONE))
         assert status_of(read_all(connection)) == 200
+    assert found

@@ -4,6 +4,7 @@ Also a client that has closed its half after the request is answered all the sam
 """
 
 import asyncio
+import socket
 from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -29,6 +30,8 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept, or say that there is no room."""
         super().connection_made(transport)
+        # head and body are two writes; asyncio does not see that a socket that was made elsewhere is one of TCP
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._in_head, self._head = False, 0
         self._wait: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.connections:
