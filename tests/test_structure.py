@@ -26,19 +26,22 @@ LAYERS = [
     {"card", "predict_onnx", "models", "table", "eta", "budget", "keeping", "sweep_folder", "serve.connection", "serve.scores",
      "data.examples", "data.glue_find",
      "data.instances", "data.probabilities", "data.teacher_texts"},
-    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store"},
+    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store",
+     "doctor.subject"},
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
-    {"serve.batching", "serve.guard",
+    {"serve.batching", "serve.guard", "doctor.data", "doctor.folder", "doctor.machine", "doctor.packages",
+     "doctor.places",
      "noise", "fused", "fused_ends", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
     {"serve.served", "model", "optim", "data.teaching", "auto_teacher"},
     {"serve.explain", "serve.v2", "objectives", "load", "teacher", "recipes.teachers"},
     {"serve.documents", "train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
-    {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting"},
+    {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting",
+     "doctor.probe"},
     {"serve.running", "exporting", "recipes.finetune", "recipes.comparison", "recipes.soft_loading", "recipes.pace", "recipes.answering",
-     "recipes.sweep_checks", "recipes.adaptive", "recipes.guide"},
-    {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.schedule"},
+     "recipes.sweep_checks", "recipes.adaptive", "recipes.guide", "doctor.plan"},
+    {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.schedule", "doctor.checks"},
     {"recipes.worker"},
     {"recipes.ray_engine"},
     {"recipes.ray_processes", "recipes.sweep"},
@@ -79,7 +82,7 @@ def layer_of(name: str) -> int | None:
 
 
 def test_every_module_has_a_layer():
-    packages = {"data", "recipes", "serve"}
+    packages = {"data", "doctor", "recipes", "serve"}
     assert set(modules()) - packages == set().union(*LAYERS)
 
 

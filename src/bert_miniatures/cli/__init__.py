@@ -44,6 +44,8 @@ COMMANDS: dict[str, str] = {
     "glue": "sweep",
     "table": "table",
     "submit": "submit",
+    "doctor": "doctor",
+    "report": "report",
 }
 
 
