@@ -26,7 +26,8 @@ from bert_miniatures.errors import (
 )
 from bert_miniatures.exporting import export, parity
 from bert_miniatures.onnx_graph import Precision, build_graph, products
-from bert_miniatures.predict_onnx import FILES, adds_in_32_bits, open_session
+from bert_miniatures.predict_onnx import FILES, OnnxEngine, adds_in_32_bits, open_session, run
+from bert_miniatures.tokenizer import Tokenizer
 from commands import finish, shell, start
 from deploy import LABELS, TEXTS, classifier, written
 
@@ -151,12 +152,28 @@ def test_weights_that_no_file_holds_are_said(config):
 
 def test_the_folder_holds_what_predicting_needs(deployed):
     assert sorted(os.listdir(deployed)) == FOLDER
-    assert os.listdir(deployed / "onnx") == ["model.onnx"]
+    assert sorted(os.listdir(deployed / "onnx")) == ["model.onnx", "model_mapped.onnx"]
     meta = json.loads((deployed / "miniature.json").read_text())
     assert meta["labels"] == ["bad", "good", "žluť"]
     assert meta["onnx"]["onnx/model.onnx"]["parity"]["largest_difference"] < 1e-5
     assert json.loads((deployed / "config.json").read_text())["id2label"] == {"0": "bad", "1": "good", "2": "žluť"}
     assert "onnx/model.onnx" in (deployed / "README.md").read_text()
+
+
+def test_the_word_vectors_are_mapped_and_not_read(deployed):
+    whole, small = (deployed / "onnx" / name for name in ("model.onnx", "model_mapped.onnx"))
+    table = next(tensor for tensor in onnx.load(whole).graph.initializer if tensor.name == "words")
+    assert small.stat().st_size < whole.stat().st_size - len(table.raw_data) + 200
+    encoded = Tokenizer.from_folder(deployed).encode(["good film", "x", "the bad bad film was not good"], max_length=31)
+    logits = [run(open_session(file, 1), encoded, 0) for file in (whole, small)]
+    np.testing.assert_array_equal(*logits)
+    mapped = bytes(small.read_bytes())
+    try:
+        small.write_bytes(mapped[:-1])
+        with pytest.raises(CheckpointError, match=r"model_mapped.onnx: the bytes do not match the checksum"):
+            OnnxEngine(deployed)
+    finally:
+        small.write_bytes(mapped)
 
 
 def test_a_graph_of_other_weights_is_no_parity(single):
@@ -278,7 +295,7 @@ def test_int8_that_loses_too_much_is_not_written(tiny, tmp_path):
     assert not meta["int8"]["written"]
     assert len(meta["int8"]["report"]["tried"]) == 4
     assert "points of pearson at best, 0 are allowed; only fp32 is written" in meta["int8"]["said"]
-    assert os.listdir(tmp_path / "out" / "onnx") == ["model.onnx"]
+    assert sorted(os.listdir(tmp_path / "out" / "onnx")) == ["model.onnx", "model_mapped.onnx"]
 
 
 def test_int8_that_is_not_faster_is_not_written(single, tmp_path):

@@ -17,8 +17,8 @@ from bert_miniatures.errors import CheckpointError, UserError, WorkFailed
 from bert_miniatures.files import atomic_folder, write_json
 from bert_miniatures.model import Bert, build
 from bert_miniatures.models import resolve
-from bert_miniatures.onnx_graph import FP32, INPUTS, Precision, build_graph, products
-from bert_miniatures.predict_onnx import FILES, FORMAT, TOKENIZER_SETTINGS, open_session
+from bert_miniatures.onnx_graph import FP32, INPUTS, Precision, build_graph, mapped, products
+from bert_miniatures.predict_onnx import FILES, FORMAT, MAPPED, TOKENIZER_SETTINGS, open_session
 from bert_miniatures.quantise import Choice, choose
 from bert_miniatures.watch import Watch
 
@@ -182,6 +182,9 @@ def _write(
     for name, (graph, entry) in files.items():
         (folder / name).write_bytes(graph)
         listed[name] = {"sha256": hashlib.sha256(graph).hexdigest(), "bytes": len(graph)} | entry
+    small = mapped(files[FILES["fp32"]][0], Path(FILES["fp32"]).name)
+    (folder / MAPPED).write_bytes(small)
+    listed[FILES["fp32"]]["mapped"] = {"file": MAPPED, "sha256": hashlib.sha256(small).hexdigest()}
     tokenizer.save(folder)
     write_json(folder / "config.json", config_document(source.found))
     meta: dict[str, Any] = {"format": FORMAT, **source.facts, "onnx": listed}

@@ -26,12 +26,13 @@ from bert_miniatures.config import ModelConfig
 from bert_miniatures.errors import CheckpointError
 from bert_miniatures.names import Weights
 
-__all__ = ["FP32", "INPUTS", "Precision", "build_graph", "products"]
+__all__ = ["FP32", "INPUTS", "Precision", "build_graph", "mapped", "products"]
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _OPSET, _IR = 17, 8  # the first with LayerNormalization; old enough for the runtimes of browsers and phones
 _LIMIT = 2_000_000_000  # bytes; one protobuf message ends at 2 GiB
 _FOLDED_HEADS = 4  # up to here one product of D x N D costs no more time than two of D x D, and no transposes
+_WORDS = "words"  # the table of word vectors
 _TANH = {"gelu": False, "gelu_new": True, "gelu_pytorch_tanh": True}
 
 Array = npt.NDArray[Any]
@@ -103,6 +104,26 @@ def build_graph(
     head = graph.constant("head.weight", weights["head.weight"].T)
     graph.op("Gemm", x, head, graph.constant("head.bias", weights["head.bias"]), output="logits")
     return _model(graph, len(weights["head.bias"]), metadata)
+
+
+def mapped(graph: bytes, file: str) -> bytes:
+    """Return a graph that finds the table of word vectors in the file of another one, instead of having it.
+
+    A runtime maps that part of the file: pages of words that nobody asks for take no memory.
+
+    Args:
+        graph: a whole graph, as the bytes of its file.
+        file: the name of that file, in the folder where the returned graph will be.
+    """
+    model = ModelProto.FromString(graph)
+    table = next(tensor for tensor in model.graph.initializer if tensor.name == _WORDS)
+    raw = table.raw_data
+    table.ClearField("raw_data")
+    table.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": file, "offset": graph.index(raw), "length": len(raw)}.items():
+        entry = table.external_data.add()
+        entry.key, entry.value = key, str(value)
+    return bytes(model.SerializeToString())
 
 
 def _model(graph: "_Graph", classes: int, metadata: Mapping[str, str]) -> ModelProto:
@@ -210,11 +231,11 @@ def _embed(graph: _Graph, c: ModelConfig, weights: Weights) -> tuple[str, str]:
     table = weights["embed.word.weight"]
     if graph.precision.words:
         whole, scale = _rounded(table, 127, axis=1, keepdims=True)
-        words = graph.op("Gather", graph.constant("words", whole, np.int8), ids)
+        words = graph.op("Gather", graph.constant(_WORDS, whole, np.int8), ids)
         words = graph.op("Cast", words, to=TensorProto.FLOAT)
         words = graph.op("Mul", words, graph.op("Gather", graph.constant("words.scale", scale), ids))
     else:
-        words = graph.op("Gather", graph.constant("words", table), ids)
+        words = graph.op("Gather", graph.constant(_WORDS, table), ids)
     positions = c.max_position_embeddings
     places = weights["embed.segment.weight"][:, None] + weights["embed.position.weight"][None]  # S P D
     # A slice of all places, not a range: a text with more positions than the model has is an error, not another row.

@@ -20,6 +20,7 @@ from bert_miniatures.vocabulary import read_vocabulary
 __all__ = [
     "FILES",
     "FORMAT",
+    "MAPPED",
     "TOKENIZER_SETTINGS",
     "OnnxEngine",
     "adds_in_32_bits",
@@ -32,6 +33,7 @@ __all__ = [
 
 # precision -> file of a deploy folder
 FILES = {"fp32": "onnx/model.onnx", "int8": "onnx/model_quantized.onnx"}
+MAPPED = "onnx/model_mapped.onnx"  # fp32 without the word vectors, which it finds in the other file
 FORMAT = 1
 TOKENIZER_SETTINGS = ("lowercase", "strip_accents", "split_chinese")
 BUDGET = 4096  # positions a batch
@@ -170,7 +172,8 @@ def _checked_graph(folder: Path, meta: Mapping[str, Any], precision: str) -> Pat
             f"{file} was checked on {entry.get('instructions')} and can overflow on this processor "
             f"({instructions()}); export it here, or use fp32"
         )
-    return file
+    small = entry.get("mapped")
+    return file if small is None else _checked(folder, small["file"], small["sha256"])
 
 
 def _tokenizer(folder: Path, meta: Mapping[str, Any]) -> Tokenizer:

@@ -2,8 +2,9 @@
 
 The ids are those of `tokenizers` and of transformers' BertTokenizerFast. English text repeats its words, so most of
 them need no WordPiece at all: an ASCII text is lower-cased, split by one regular expression, and each word is looked up
-in a dict that asks `tokenizers` only for words that it has not seen. A row is kept as the bytes of its int32 ids, so
-that rows are cut and joined without a Python object per piece. Texts with other characters go to `tokenizers` whole.
+in a dict that cuts into pieces only words that it has not seen. A row is kept as the bytes of its int32 ids, so that
+rows are cut and joined without a Python object per piece. Texts with other characters go to `tokenizers` whole, which
+is imported, with a vocabulary of its own, when the first of them comes: 10 MB that a small service may never need.
 
 Special tokens never come from text: the backend has none, so a "[SEP]" that a user typed is three pieces.
 
@@ -16,19 +17,21 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bert_miniatures.errors import ConfigError, DataError
 from bert_miniatures.files import atomic_write, write_json
 from bert_miniatures.vocabulary import SPECIAL, WORD_LIMIT, checked_vocabulary, read_tokenizer_files, read_vocabulary
 from bert_miniatures.zoo import POSITIONS
+
+if TYPE_CHECKING:
+    import tokenizers
 
 __all__ = ["MEMO_WORDS", "SPECIAL", "WORD_LIMIT", "Encoded", "Tokenizer", "kept_of_pair", "replace_surrogates"]
 
@@ -71,24 +74,33 @@ class Encoded:
 
 
 class _Memo(dict[str, bytes]):
-    """ASCII word -> its ids as int32 bytes. A full memo starts again from empty.
+    """ASCII word -> its ids as int32 bytes. A full memo starts again from empty."""
 
-    A word of the vocabulary is its own first longest match, hence one piece; for any other a miss asks the model.
-    """
-
-    def __init__(self, model: Any, id_of: dict[str, int]) -> None:
+    def __init__(self, id_of: dict[str, int]) -> None:
         super().__init__()
-        self._model, self._id_of = model, id_of
+        self._id_of = id_of
 
     def __missing__(self, word: str) -> bytes:
         if len(word) > WORD_LIMIT:
             return array("i", (self._id_of["[UNK]"],)).tobytes()
-        known = self._id_of.get(word)
-        ids = [token.id for token in self._model.tokenize(word)] if known is None else (known,)
         if len(self) >= MEMO_WORDS:
             self.clear()
-        row = self[word] = array("i", ids).tobytes()
+        row = self[word] = array("i", self._cut(word)).tobytes()
         return row
+
+    def _cut(self, word: str) -> list[int]:
+        """Return the ids of the longest piece that the word begins with, then of the longest of the rest, ..."""
+        ids, start, mark = [], 0, ""
+        while start < len(word):
+            for end in range(len(word), start, -1):
+                found = self._id_of.get(mark + word[start:end])
+                if found is not None:
+                    break
+            else:
+                return [self._id_of["[UNK]"]]
+            ids.append(found)
+            start, mark = end, "##"
+        return ids
 
 
 class Tokenizer:
@@ -127,11 +139,14 @@ class Tokenizer:
         strips = lowercase if strip_accents is None else strip_accents
         rules = [_FINGERPRINT_VERSION, lowercase, strips, split_chinese, self.vocabulary]
         self.fingerprint = hashlib.sha256(json.dumps(rules).encode()).hexdigest()
-        self._backend = self._build()
-        self._memo = _Memo(self._backend.model, self._id_of)
+        self._memo = _Memo(self._id_of)
 
-    def _build(self) -> tokenizers.Tokenizer:
-        """Make the Rust tokenizer. It has no added tokens, so nothing in a text can become a special token."""
+    @cached_property
+    def _backend(self) -> "tokenizers.Tokenizer":
+        """The Rust tokenizer. It has no added tokens, so nothing in a text can become a special token."""
+        import tokenizers
+        from tokenizers import decoders, models, normalizers, pre_tokenizers
+
         model = models.WordPiece(self._id_of, unk_token="[UNK]", max_input_chars_per_word=WORD_LIMIT)
         backend = tokenizers.Tokenizer(model)
         backend.normalizer = normalizers.BertNormalizer(
@@ -285,6 +300,9 @@ class Tokenizer:
             DiskFull: no space left on the device.
             UserError: the folder cannot be written to.
         """
+        import tokenizers
+        from tokenizers import processors
+
         folder = Path(folder)
         complete = tokenizers.Tokenizer.from_str(self._backend.to_str())
         complete.add_special_tokens(list(SPECIAL))
