@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from bert_miniatures.checkpoint import Labels, ModelFolder, convert
     from bert_miniatures.data.tasks import TASKS, Task
     from bert_miniatures.errors import MiniaturesError
+    from bert_miniatures.estimators import MiniatureClassifier, MiniatureRegressor
     from bert_miniatures.exporting import export
     from bert_miniatures.load import load
     from bert_miniatures.predict import Predictor
@@ -32,6 +33,8 @@ __all__ = [
     "ZOO",
     "Labels",
     "Miniature",
+    "MiniatureClassifier",
+    "MiniatureRegressor",
     "MiniaturesError",
     "ModelFolder",
     "Predictor",
@@ -53,6 +56,8 @@ _HOME = {
     "ZOO": "zoo",
     "Labels": "checkpoint",
     "Miniature": "zoo",
+    "MiniatureClassifier": "estimators",
+    "MiniatureRegressor": "estimators",
     "MiniaturesError": "errors",
     "ModelFolder": "checkpoint",
     "Predictor": "predict",
