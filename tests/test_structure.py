@@ -18,22 +18,22 @@ LAYERS = [
     {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool", "serve.failures", "serve.limits",
      "data.on_demand"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "pool_worker", "word_start", "data.lines",
-     "data.mixture", "data.sentences", "data.tasks"},
+     "data.mixture", "data.sentences", "data.tasks", "choose.timing"},
     {"distill_config", "tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "memory",
-     "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables"},
+     "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables", "choose.picking"},
     {"checkpoint", "engine", "onnx_graph", "choice", "pieces", "download", "submission", "plan", "soft_labels", "data.glue",
-     "data.glue_hub", "data.stream", "data.encoding", "data.masking"},
+     "data.glue_hub", "data.stream", "data.encoding", "data.masking", "choose.plot"},
     {"card", "predict_onnx", "models", "table", "eta", "budget", "keeping", "sweep_folder", "serve.connection", "serve.scores",
      "data.examples", "data.glue_find",
      "data.instances", "data.probabilities", "data.teacher_texts"},
     {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store",
-     "doctor.subject"},
+     "choose.baseline", "choose.profile", "choose.worker", "doctor.subject"},
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
-    {"serve.batching", "serve.guard", "doctor.data", "doctor.folder", "doctor.machine", "doctor.packages",
+    {"serve.batching", "serve.guard", "choose.measuring", "doctor.data", "doctor.folder", "doctor.machine", "doctor.packages",
      "doctor.places",
      "noise", "fused", "fused_ends", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
-    {"serve.served", "model", "optim", "data.teaching", "auto_teacher"},
+    {"serve.served", "choose.survey", "model", "optim", "data.teaching", "auto_teacher"},
     {"serve.explain", "serve.v2", "objectives", "load", "teacher", "recipes.teachers"},
     {"serve.documents", "train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
@@ -82,7 +82,7 @@ def layer_of(name: str) -> int | None:
 
 
 def test_every_module_has_a_layer():
-    packages = {"data", "doctor", "recipes", "serve"}
+    packages = {"choose", "data", "doctor", "recipes", "serve"}
     assert set(modules()) - packages == set().union(*LAYERS)
 
 

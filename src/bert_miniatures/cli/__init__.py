@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "table": "table",
     "submit": "submit",
     "doctor": "doctor",
+    "choose": "choose",
     "report": "report",
 }
 
