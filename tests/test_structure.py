@@ -15,7 +15,7 @@ PACKAGE = Path(bert_miniatures.__file__).parent
 # A module imports only from layers before its own; imports inside functions count too.
 LAYERS = [
     {"errors"},
-    {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool", "serve.failures", "serve.limits",
+    {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool", "report.markup", "serve.failures", "serve.limits",
      "data.on_demand"},
     {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "pool_worker", "word_start", "data.lines",
      "data.mixture", "data.sentences", "data.tasks", "choose.timing"},
@@ -24,9 +24,9 @@ LAYERS = [
     {"checkpoint", "engine", "onnx_graph", "choice", "pieces", "download", "submission", "plan", "soft_labels", "data.glue",
      "data.glue_hub", "data.stream", "data.encoding", "data.masking", "choose.plot"},
     {"card", "predict_onnx", "models", "table", "eta", "budget", "keeping", "sweep_folder", "serve.connection", "serve.scores",
-     "data.examples", "data.glue_find",
+     "data.examples", "data.glue_find", "report.facts",
      "data.instances", "data.probabilities", "data.teacher_texts"},
-    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store",
+    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store", "report.figures",
      "choose.baseline", "choose.profile", "choose.worker", "doctor.subject"},
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
     {"serve.batching", "serve.guard", "choose.measuring", "doctor.data", "doctor.folder", "doctor.machine", "doctor.packages",
@@ -37,11 +37,11 @@ LAYERS = [
     {"serve.explain", "serve.v2", "objectives", "load", "teacher", "recipes.teachers"},
     {"serve.documents", "train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
-    {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting",
+    {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting", "report.texts",
      "doctor.probe"},
     {"serve.running", "exporting", "recipes.finetune", "recipes.comparison", "recipes.soft_loading", "recipes.pace", "recipes.answering",
-     "recipes.sweep_checks", "recipes.adaptive", "recipes.guide", "doctor.plan", "estimator_input"},
-    {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.schedule", "doctor.checks", "estimators"},
+     "recipes.sweep_checks", "recipes.adaptive", "recipes.guide", "doctor.plan", "estimator_input", "report.parts"},
+    {"recipes.scoring", "recipes.distill", "recipes.pretrain", "recipes.schedule", "doctor.checks", "estimators", "report.page"},
     {"recipes.worker"},
     {"recipes.ray_engine"},
     {"recipes.ray_processes", "recipes.sweep"},
@@ -82,7 +82,7 @@ def layer_of(name: str) -> int | None:
 
 
 def test_every_module_has_a_layer():
-    packages = {"choose", "data", "doctor", "recipes", "serve"}
+    packages = {"choose", "data", "doctor", "recipes", "report", "serve"}
     assert set(modules()) - packages == set().union(*LAYERS)
 
 
