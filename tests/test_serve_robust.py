@@ -351,7 +351,7 @@ def test_memory_is_flat(server):
 
 
 def test_no_answer_waits_for_the_clients_acknowledgement(server):
-    """Head and body are two packets; with Nagle's algorithm the second waits 40 ms."""
+    """Where an answer is more than one packet, with Nagle's algorithm the second may wait 40 ms."""
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         while not server.service.server_state.connections:
             time.sleep(0.01)

@@ -6,6 +6,7 @@ Also a client that has closed its half after the request is answered all the sam
 import asyncio
 import socket
 from functools import partial
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -22,6 +23,33 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
     return type("LimitedConnection", (Connection,), {"limits": limits})
 
 
+class _Joining:
+    """A transport that sends what is written within one turn of the loop at once: head and body in one system call."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send at the end of this turn."""
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what is written, then close."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._parts and not self._transport.is_closing():
+            self._transport.write(b"".join(self._parts))
+        self._parts.clear()
+
+
 class Connection(HttpToolsProtocol):
     """A connection with limits."""
 
@@ -29,8 +57,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept, or say that there is no room."""
-        super().connection_made(transport)
-        # head and body are two writes; asyncio does not see that a socket that was made elsewhere is one of TCP
+        super().connection_made(cast(asyncio.Transport, _Joining(transport, self.loop)))
+        # an answer must not wait; asyncio does not see that a socket that was made elsewhere is one of TCP
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._in_head, self._head = False, 0
         self._wait: asyncio.TimerHandle | None = None
