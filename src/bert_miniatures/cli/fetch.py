@@ -15,12 +15,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 def fetch(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="tiny, 2/128, uncased_L-2_H-128_A-2, ...")],
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="tiny, 2/128, uncased_L-2_H-128_A-2, ...; none for a bundle")
+    ] = None,
     source: Annotated[
         str | None, typer.Option("--from", metavar="hub|google", help="Where from; otherwise what is near, then both.")
     ] = None,
     archive: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="A .zip, .tar.gz or folder on this machine instead.")
+        Path | None, typer.Option(metavar="PATH", help="A .zip, .tar.gz, folder or bundle on this machine instead.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Model folder to make; otherwise in the cache.")
@@ -29,7 +31,7 @@ def fetch(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Get the weights of one of the 24 and make a model folder; print the folder's path."""
+    """Get the weights of one of the 24, or what a bundle holds, and make a folder; print the folder's path."""
     from bert_miniatures import models
     from bert_miniatures.cli.console import emit_json, note
     from bert_miniatures.errors import UnknownName, UserError
@@ -39,6 +41,9 @@ def fetch(
         raise UnknownName("source", str(source), ["hub", "google"])
     if source and archive:
         raise UserError("--from and --archive exclude each other: an archive is a source of its own")
+    if model is None:
+        _open_bundle(archive, out, overwrite=overwrite, json=json)
+        return
     known = lookup(model)
     got = models.obtain(
         known,
@@ -59,6 +64,25 @@ def fetch(
     else:
         note("\n".join(_lines(got.conversion)))
     print(got.path)
+
+
+def _open_bundle(archive: Path | None, out: Path | None, *, overwrite: bool, json: bool) -> None:
+    from bert_miniatures.bundle import unbundle
+    from bert_miniatures.cli.console import emit_json, note
+    from bert_miniatures.errors import UserError
+
+    if archive is None:
+        raise UserError(
+            "which model? 'miniatures models' lists the 24; a bundle is opened with --archive FILE --out DIR"
+        )
+    if out is None:
+        raise UserError(f"where to? give --out DIR for what {archive} holds, or the name of one of the 24 before it")
+    document = unbundle(archive, out, overwrite=overwrite)
+    if json:
+        emit_json({"path": str(out), "kind": document["kind"], "name": document["name"], "source": str(archive)})
+        return
+    note(f"{document['kind']} {document['name']}: {len(document['files'])} files, each as it was packed")
+    print(out)
 
 
 def convert(
