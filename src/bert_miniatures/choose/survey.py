@@ -1,5 +1,6 @@
 """Measure few of the 24, model the others, say how far the model is off, recommend one and measure that too."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,7 @@ def survey(
     """
     watch, began = watch or Watch(), time.monotonic()
     found = Survey(profile, budget or Budget())
+    _warn_of_other_work(watch)
     plan = plan_of(profile, threads or sorted({1, cores()}))
     jobs = [(ZOO[size], precision) for size in models for precision in PRECISIONS]
     for number, (model, precision) in enumerate(jobs):
@@ -98,6 +100,14 @@ def survey(
     found.best, found.said = pick(found.rows, found.budget), sentence(found.rows, found.budget)
     found.seconds = time.monotonic() - began
     return found
+
+
+def _warn_of_other_work(watch: Watch) -> None:
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores() / 2:
+        watch.warn(
+            f"other work runs here (load {load:.1f} on {cores()} cores): times are too long and not to be relied on"
+        )
 
 
 def _measure(found: Survey, model: Miniature, precision: str, plan: Plan, watch: Watch) -> bool:

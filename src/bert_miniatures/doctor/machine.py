@@ -24,6 +24,9 @@ def facts(subject: Subject) -> Iterator[str]:
     cores, allowed = usable(subject), _allowed()
     limit = _quota(subject)
     yield f"{cores} of {allowed} cores, the cgroup's quota is {limit:g}" if limit else f"{cores} cores"
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > cores / 2:
+        yield f"other work runs here (load {load:.1f}): times are longer than they need be"
     free = available(subject.root)
     yield "memory: unknown" if free is None else f"{free / 2**30:.1f} GiB of memory free"
     told = flags(subject)
