@@ -83,6 +83,7 @@ def test_what_was_left_of_something_else_is_refused(tmp_path):
         filled(tmp_path / "a.csv", ANSWERS)
     with pytest.raises(ConfigError, match=r"is of another file; remove it to begin again"):
         AnswerFile(tmp_path / "a.csv", ABOUT | {"file": "g"}, chunk=5, resume=True)
+    assert AnswerFile(tmp_path / "a.csv", ABOUT | {"file": "g"}, chunk=5, resume=False).done == 0  # begins anew
     (tmp_path / "a.csv.partial").write_bytes(b"\xff\n")
     with pytest.raises(ConfigError, match=r"is of another run; remove it"):
         filled(tmp_path / "a.csv", ANSWERS, resume=True)
@@ -96,6 +97,7 @@ def test_an_error_leaves_what_came_before(tmp_path):
         raise DataError("texts.csv:17: ragged")
 
     for after, done in ((0, 0), (2, 10)):
+        (tmp_path / "a.csv.partial").unlink(missing_ok=True)
         with pytest.raises(DataError, match="ragged"):
             AnswerFile(tmp_path / "a.csv", ABOUT, chunk=5, resume=False).write(failing(after))
         assert (tmp_path / "a.csv.partial").exists() == (done > 0)

@@ -188,9 +188,12 @@ def test_a_full_disk_at_the_answers(whole, tmp_path):
     (tmp_path / "texts.txt").write_text("good film\n" * 3001)
     out = tmp_path / "answers.jsonl"
     out.write_text("mine\n")
-    done = shell()("predict", whole, tmp_path / "texts.txt", "--out", out, RLIMIT_FSIZE=50_000)
-    assert (done.code, done.error) == (1, f"{out}: {FULL}")
+    done = shell()("predict", whole, tmp_path / "texts.txt", "--out", out, RLIMIT_FSIZE=80_000)
+    said = f"{out}: no space left on the device; 1,024 rows are in answers.jsonl.partial, --resume goes on from them"
+    assert (done.code, done.error) == (1, said)
     assert out.read_text() == "mine\n"
+    done = shell()("predict", whole, tmp_path / "texts.txt", "--out", out, "--resume")
+    assert (done.code, len(out.read_text().splitlines())) == (0, 3001), done.err
     assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "texts.txt"]
 
 
@@ -258,16 +261,18 @@ def test_an_interrupted_run_goes_on_where_it_was(interrupted, tiny, reviews, tmp
         assert weights(run) == weights(tmp_path / "whole"), kind
 
 
-def test_an_interrupted_prediction_leaves_nothing(whole, tmp_path):
+def test_an_interrupted_prediction_leaves_what_can_be_resumed(whole, tmp_path):
     (tmp_path / "texts.txt").write_text("good film\n" * 1_000_000)
     numbers = (signal.SIGINT, signal.SIGTERM)
     started = [start(tmp_path, "predict", whole, "texts.txt", "--out", f"{number}.jsonl") for number in numbers]
     for process, number in zip(started, numbers, strict=True):
-        until(lambda number=number: any(path.stat().st_size for path in tmp_path.glob(f".{number}.jsonl.*")))
+        until(
+            lambda number=number: any(path.stat().st_size > 9999 for path in tmp_path.glob(f"{number}.jsonl.partial"))
+        )
         process.send_signal(number)
         done = finish(process)
         assert (done.code, done.error) == (130, "interrupted")
-    assert os.listdir(tmp_path) == ["texts.txt"]
+    assert sorted(os.listdir(tmp_path)) == ["15.jsonl.partial", "2.jsonl.partial", "texts.txt"]
 
 
 def children(process: subprocess.Popen[bytes]) -> list[int]:
@@ -286,7 +291,7 @@ def test_worker_processes_end_with_the_command(what, whole, tmp_path):
     until(lambda: len(children(process)) == 2)
     workers = children(process)
     if what != "Ctrl-C at the start":
-        until(lambda: any(path.stat().st_size for path in tmp_path.glob(".answers.jsonl.*")))
+        until(lambda: any(path.stat().st_size > 9999 for path in tmp_path.glob("answers.jsonl.partial")))
     if what == "a worker is killed":
         os.kill(workers[0], signal.SIGKILL)
         done = finish(process)

@@ -210,6 +210,8 @@ def test_out_is_written_whole_or_not_at_all(single, tmp_path):
         done.error == f"{bad}:1263: expected 2 columns (id, text), got 3; a text with the separator in it needs quotes"
     )
     assert lines(out) == before
+    assert sorted(os.listdir(out.parent)) == ["answers.jsonl", "answers.jsonl.partial"]
+    assert shell()("predict", single, good, "--out", out).code == 0  # what is left of another file is in nobody's way
     assert os.listdir(out.parent) == ["answers.jsonl"]
 
 

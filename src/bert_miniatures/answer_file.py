@@ -13,7 +13,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from bert_miniatures.errors import ConfigError, OutputExists
+from bert_miniatures.errors import ConfigError, DiskFull, OutputExists
 from bert_miniatures.files import atomic_write, disk_full_is_an_error
 
 __all__ = ["FORMATS", "AnswerFile", "estimated_rows", "sketch"]
@@ -61,7 +61,7 @@ class AnswerFile:
 
     Raises:
         ConfigError: another format; or what was left is of another model, file or setting.
-        OutputExists: something was left and `resume` is false.
+        OutputExists: something of the same was left and `resume` is false.
     """
 
     def __init__(self, out: Path, about: Mapping[str, Any], *, chunk: int, resume: bool) -> None:
@@ -69,12 +69,12 @@ class AnswerFile:
             raise ConfigError(f"{out}: unknown file type '{out.suffix}', expected {' '.join(FORMATS)}")
         self.out, self.partial, self.done = out, out.with_name(f"{out.name}.partial"), 0
         head = json.dumps(dict(about), ensure_ascii=False, sort_keys=True).encode() + b"\n"
-        if self.partial.exists():
-            if not resume:
-                raise OutputExists(
-                    f"{self.partial} is what an interrupted run left; --resume goes on from it, or remove it"
-                )
+        if self.partial.exists() and resume:
             self.done = _cut_back(self.partial, head, chunk)
+        elif self.partial.exists() and _first_line(self.partial) == head:  # of anything else nobody could go on from it
+            raise OutputExists(
+                f"{self.partial} is what an interrupted run left; --resume goes on from it, or remove it"
+            )
         with disk_full_is_an_error(self.partial):
             self.partial.parent.mkdir(parents=True, exist_ok=True)
             if not self.done:
@@ -84,12 +84,17 @@ class AnswerFile:
         """Write answers as they come; an error of whoever gives them leaves those that came before."""
         rows = self.done
         try:
-            with disk_full_is_an_error(self.partial), self.partial.open("ab") as file:
+            with disk_full_is_an_error(self.out), self.partial.open("ab") as file:
                 for answers in chunks:
                     lines = (json.dumps(answer, ensure_ascii=False) + "\n" for answer in answers)
                     file.write("".join(lines).encode())
                     file.flush()
                     rows += len(answers)
+        except DiskFull as error:
+            if not rows:
+                raise
+            left = f"{rows:,} rows are in {self.partial.name}, --resume goes on from them"
+            raise DiskFull(f"{self.out}: no space left on the device; {left}") from error
         finally:
             if not rows:
                 self.partial.unlink(missing_ok=True)
@@ -105,6 +110,11 @@ class AnswerFile:
             next(file)
             for line in file:
                 yield json.loads(line)
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline()
 
 
 def _cut_back(partial: Path, head: bytes, chunk: int) -> int:
