@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from bert_miniatures.checkpoint import ModelFolder, read_folder, write_folder
+from bert_miniatures.cli import _told
 from bert_miniatures.errors import OutputExists, UserError
 from bert_miniatures.files import RunFolder, atomic_folder, atomic_write
 from bert_miniatures.model import build
@@ -259,6 +261,21 @@ def test_an_interrupted_run_goes_on_where_it_was(interrupted, tiny, reviews, tmp
         assert done.code == 0, done.err
         assert ("resumed at step" in done.err) or kind == "twice"
         assert weights(run) == weights(tmp_path / "whole"), kind
+
+
+def test_what_ctrl_c_breaks_is_an_interruption():
+    """Heard while a lock is taken back, Ctrl-C ends as the lock's own error."""
+
+    def broken() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            threading.RLock().release()
+
+    with pytest.raises(RuntimeError) as caught:
+        broken()
+    assert _told(caught.value, []) == ("interrupted", 130)
+    assert _told(RuntimeError("cannot release un-acquired lock"), [])[1] == 1
 
 
 def test_an_interrupted_prediction_leaves_what_can_be_resumed(whole, tmp_path):

@@ -277,7 +277,7 @@ def test_workers_answer_as_one_process_does(single, tmp_path):
     one = shell()("predict", single, path)
     two = finish(start(tmp_path, "predict", single, path, "--workers", 2))
     same(two.rows, one.rows)
-    assert two.err == one.err
+    assert two.err.splitlines()[-1:] == one.err.splitlines()[-1:]  # the counts; progress before them where it is slow
 
 
 def test_a_worker_that_cannot_open_the_model_says_why(single, tmp_path):

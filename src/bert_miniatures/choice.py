@@ -9,7 +9,7 @@ from typing import Any
 from bert_miniatures.data.tasks import TASKS
 from bert_miniatures.results import RunResult, title
 
-__all__ = ["Cell", "Choice", "choose", "noise", "standard_error"]
+__all__ = ["Cell", "Choice", "choose", "grouped", "noise", "standard_error"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def choose(results: Iterable[RunResult]) -> list[Choice]:
 
 def _choice(model: str, subject: str, runs: list[RunResult]) -> Choice:
     runs, warnings = _comparable(model, subject, runs)
-    cells, more = _cells(runs)
+    cells, more = grouped(runs)
     ranked = sorted(cells, key=lambda cell: (not cell.is_whole, -cell.mean))
     best = ranked[0]
     kept = max(best.runs, key=lambda run: -math.inf if run.score is None else run.score)
@@ -149,7 +149,7 @@ def _comparable(model: str, subject: str, runs: list[RunResult]) -> tuple[list[R
     return kept, warnings
 
 
-def _cells(runs: list[RunResult]) -> tuple[list[Cell], list[str]]:
+def grouped(runs: list[RunResult]) -> tuple[list[Cell], list[str]]:
     """Group runs into cells; of two runs with the same settings and seed the first counts."""
     groups: dict[tuple[Any, ...], dict[int, RunResult]] = {}
     warnings = []

@@ -29,6 +29,7 @@ from bert_miniatures.errors import CheckpointError
 from bert_miniatures.estimator_input import BadInput, Texts, target_of, texts_of
 from bert_miniatures.files import RunFolder, read_json, training_extra
 from bert_miniatures.models import resolve
+from bert_miniatures.outputs import softmax
 from bert_miniatures.watch import Watch, clock
 
 with training_extra("the scikit-learn estimators"):
@@ -317,10 +318,7 @@ class MiniatureClassifier(ClassifierMixin, _Miniature):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> Floats:  # noqa: N803
         """Return the probability of each class [N, C], columns as in `classes_`."""
-        logits = self._logits(X)
-        shares = np.exp(logits - logits.max(1, keepdims=True))
-        found: Floats = shares / shares.sum(1, keepdims=True)
-        return found
+        return softmax(self._logits(X))
 
     def predict(self, X: Any) -> npt.NDArray[Any]:  # noqa: N803
         """Return the most probable class of each row [N]."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from bert_miniatures.engine import Counts, Engine, Floats
 from bert_miniatures.errors import CheckpointError, DataError, MissingExtra, WorkFailed
-from bert_miniatures.outputs import Labels
+from bert_miniatures.outputs import Labels, shares
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -146,20 +146,17 @@ def answers(labels: Labels, logits: Floats) -> list[dict[str, Any]]:
     """Turn logits [N, C] into answers: softmax for one label, the number itself for a score, sigmoid for several."""
     if labels.kind == "regression":
         return [{"score": float(value)} for value in logits[:, 0]]
-    wide = logits.astype(np.float64)
+    found = shares(labels.kind, logits)
     if labels.kind == "multilabel":
-        shares = np.exp(-np.logaddexp(0, -wide))
         return [
             {
                 "labels": [name for name, p in zip(labels.names, row, strict=True) if p >= 0.5],
                 "scores": dict(zip(labels.names, map(float, row), strict=True)),
             }
-            for row in shares
+            for row in found
         ]
-    shares = np.exp(wide - wide.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    best = wide.argmax(1)
-    return [{"label": labels.names[i], "score": float(row[i])} for i, row in zip(best, shares, strict=True)]
+    best = logits.argmax(1)
+    return [{"label": labels.names[i], "score": float(row[i])} for i, row in zip(best, found, strict=True)]
 
 
 def predict_stream(

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import atomic_write
+from bert_miniatures.outputs import shares
 
 __all__ = [
     "FORMAT",
@@ -96,23 +97,13 @@ def hashes_of(texts: Sequence[str], pairs: Sequence[str] | None) -> Hashes:
 # ---------------------------------------------------------------------------------------------------- averages
 
 
-def _shares(kind: str, logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    if kind == "regression":
-        return wide
-    if kind == "multilabel":
-        return np.asarray(np.exp(-np.logaddexp(0, -wide)))
-    found = np.exp(wide - wide.max(1, keepdims=True))
-    return np.asarray(found / found.sum(1, keepdims=True))
-
-
-def logits_from(kind: str, shares: npt.NDArray[np.float64]) -> Floats:
+def logits_from(kind: str, probabilities: npt.NDArray[np.float64]) -> Floats:
     """Return logits whose softmax (multilabel: sigmoid) is these probabilities [N, C]; regression: the scores."""
     if kind == "regression":
-        return shares.astype(np.float32)
-    known = np.clip(shares, _SMALLEST, None)
+        return probabilities.astype(np.float32)
+    known = np.clip(probabilities, _SMALLEST, None)
     if kind == "multilabel":
-        return (np.log(known) - np.log(np.clip(1 - shares, _SMALLEST, None))).astype(np.float32)
+        return (np.log(known) - np.log(np.clip(1 - probabilities, _SMALLEST, None))).astype(np.float32)
     return np.log(known).astype(np.float32)
 
 
@@ -132,9 +123,9 @@ def mean_of(kind: str, answers: Sequence[Floats]) -> Floats:
     """
     if len(answers) == 1:
         return answers[0]
-    total = _shares(kind, answers[0])
+    total = shares(kind, answers[0])
     for more in answers[1:]:
-        total = total + _shares(kind, more)
+        total = total + shares(kind, more)
     return logits_from(kind, total / len(answers))
 
 
@@ -278,7 +269,7 @@ class Lookup:
         differs = (high - low > _DIFFERENT).any(1)
         self.conflicts = int(differs.sum())
         counts = np.diff([*starts, len(logits)])[:, None]
-        means = np.add.reduceat(_shares(self.about.kind, logits), starts) / counts
+        means = np.add.reduceat(shares(self.about.kind, logits), starts) / counts
         self.logits = self.logits.copy()
         self.logits[differs] = logits_from(self.about.kind, means[differs])
 

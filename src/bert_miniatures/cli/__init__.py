@@ -90,7 +90,7 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
     """Return the sentence for an error and the exit code."""
     if isinstance(error, MiniaturesError):
         return str(error), error.exit_code
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if isinstance(error, typer.Abort) or _follows_ctrl_c(error):
         return "interrupted", 130
     if isinstance(error, Exception) and hasattr(error, "format_message"):  # as `_is_wrong_use`
         return f"{error.format_message()} ({_help_of(arguments)})", 2
@@ -101,6 +101,13 @@ def _told(error: BaseException, arguments: list[str]) -> tuple[str, int]:
         full = error.errno in DISK_FULL
         return f"{error.filename or 'the output'}: {'no space left on the device' if full else error.strerror}", 1
     return f"{type(error).__name__}: {first} (this should not happen; --debug shows where)", 1
+
+
+def _follows_ctrl_c(error: BaseException | None) -> bool:
+    """Tell whether this is Ctrl-C, or what came of it: heard inside a lock's own code it ends as a RuntimeError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _is_wrong_use(error: BaseException) -> bool:

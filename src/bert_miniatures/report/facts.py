@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bert_miniatures.choice import Cell, Choice, noise
+from bert_miniatures.choice import Cell, Choice, grouped, noise
 from bert_miniatures.results import RunResult
 from bert_miniatures.zoo import ZOO
 
-__all__ = ["Grid", "Reliability", "calibrated", "cells_of", "confusion", "grids", "losses", "parameters", "shares"]
+__all__ = ["Grid", "Reliability", "calibrated", "cells_of", "confusion", "grids", "losses", "parameters"]
 
 Floats = npt.NDArray[np.float64]
 BINS = 15
@@ -20,13 +20,8 @@ BINS = 15
 def cells_of(choice: Choice, runs: Iterable[RunResult]) -> list[Cell]:
     """Return the cells that a choice was made from: the runs of its model and task with its dev data."""
     dev = choice.run.data_sha256.get("dev")
-    groups: dict[tuple[Any, ...], dict[int, RunResult]] = {}
-    for run in runs:
-        if (run.name, run.subject, run.data_sha256.get("dev")) == (choice.model, choice.subject, dev):
-            key = (run.batch_size, run.learning_rate, run.epochs, run.settings, run.data_sha256.get("train", ""))
-            groups.setdefault(key, {}).setdefault(run.seed, run)
-    ordered = [tuple(seeds[seed] for seed in sorted(seeds)) for seeds in groups.values()]
-    return [Cell(cell, tuple(run.score for run in cell if run.score is not None)) for cell in ordered]
+    asked = (choice.model, choice.subject, dev)
+    return grouped([run for run in runs if (run.name, run.subject, run.data_sha256.get("dev")) == asked])[0]
 
 
 @dataclass(frozen=True)
@@ -82,17 +77,6 @@ def _chances(
 
 
 # ------------------------------------------------------------------------------------------------ predictions
-
-
-def shares(kind: str, logits: npt.NDArray[np.float32]) -> Floats:
-    """Return probabilities [N, C]: softmax, for several labels sigmoid."""
-    wide = logits.astype(np.float64)
-    if kind == "multilabel":
-        found: Floats = np.exp(-np.logaddexp(0, -wide))
-        return found
-    raised = np.exp(wide - wide.max(1, keepdims=True))
-    found = raised / raised.sum(1, keepdims=True)
-    return found
 
 
 def confusion(gold: npt.NDArray[Any], predicted: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:

@@ -12,9 +12,10 @@ from bert_miniatures.data.examples import Examples
 from bert_miniatures.data.tasks import TASKS
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import RunFolder
+from bert_miniatures.outputs import shares
 from bert_miniatures.predictions import Predictions
 from bert_miniatures.report import figures
-from bert_miniatures.report.facts import Grid, calibrated, cells_of, confusion, grids, losses, shares
+from bert_miniatures.report.facts import Grid, calibrated, cells_of, confusion, grids, losses
 from bert_miniatures.report.markup import Html, table, tag
 from bert_miniatures.report.texts import dev_rows
 from bert_miniatures.results import RunResult

@@ -7,30 +7,20 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_miniatures.engine import Floats
-from bert_miniatures.outputs import Labels
+from bert_miniatures.outputs import OF_KIND, Labels, sigmoid, softmax
 
 __all__ = ["FUNCTIONS", "label_names", "ranked", "scores"]
 
 Wide = npt.NDArray[np.float64]
 
 
-def _softmax(logits: Wide) -> Wide:
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(shares / shares.sum(1, keepdims=True))
-
-
-def _sigmoid(logits: Wide) -> Wide:
-    return np.asarray(np.exp(-np.logaddexp(0, -logits)))
-
-
 # Hugging Face's `function_to_apply`
-FUNCTIONS: dict[str, Callable[[Wide], Wide]] = {"softmax": _softmax, "sigmoid": _sigmoid, "none": lambda logits: logits}
-_OF_KIND = {"classification": "softmax", "multilabel": "sigmoid", "regression": "none"}
+FUNCTIONS: dict[str, Callable[[Wide], Wide]] = {"softmax": softmax, "sigmoid": sigmoid, "none": lambda logits: logits}
 
 
 def scores(labels: Labels, logits: Floats, function: str | None = None) -> Wide:
     """Return [N, C]: softmax for one label, sigmoid for several, the number itself for a score; or `function`."""
-    return FUNCTIONS[function or _OF_KIND[labels.kind]](logits.astype(np.float64))
+    return (FUNCTIONS[function] if function else OF_KIND[labels.kind])(logits.astype(np.float64))
 
 
 def label_names(labels: Labels) -> tuple[str, ...]:
