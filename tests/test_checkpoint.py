@@ -146,6 +146,29 @@ def test_half_precision_is_widened(tiny, tmp_path):
             np.testing.assert_allclose(array, found.weights[name], atol=tolerance, rtol=tolerance)
 
 
+def test_a_half_folder_is_half_as_big_and_opens_everywhere_as_single(tiny, tmp_path):
+    (edited(tiny, tmp_path / "source") / "README.md").write_text("license: mine\n")
+    convert(tmp_path / "source", tmp_path / "half", half=True)
+    found, half = read_folder(tiny), read_folder(tmp_path / "half")
+    for name, array in found.weights.items():
+        assert (half.weights[name] == array.astype(np.float16).astype(np.float32)).all(), name
+    numbers = sum(array.nbytes for array in found.weights.values())
+    assert (tmp_path / "half" / "model.safetensors").stat().st_size < 0.5 * numbers + 5_000  # 5,000 for the names
+    assert (tmp_path / "half" / "README.md").read_text() == "license: mine\n"
+    theirs = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "half")
+    assert theirs.dtype == torch.float32
+    words = theirs.bert.embeddings.word_embeddings.weight.detach().numpy()
+    assert (words == half.weights["embed.word.weight"]).all()
+
+
+def test_a_number_that_16_bits_cannot_hold_is_an_error(tiny, tmp_path):
+    found = read_folder(tiny)
+    found.weights["pooler.bias"][0] = 70_000
+    with pytest.raises(CheckpointError, match=r"'bert\.pooler\.dense\.bias' holds 70000, which 16 bits cannot"):
+        write_folder(tmp_path / "half", found, card="", half=True)
+    assert not (tmp_path / "half").exists()
+
+
 def _without(tensors, name):
     return {key: value for key, value in tensors.items() if key != name}
 

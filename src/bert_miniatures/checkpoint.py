@@ -3,6 +3,7 @@
 Weights are numpy arrays here, so reading and converting need no torch (only `pytorch_model.bin` does).
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -224,15 +225,27 @@ def _labels(document: Mapping[str, Any], meta: Mapping[str, Any], weights: Weigh
 
 
 def write_folder(
-    path: Path, model: ModelFolder, *, card: str, extra: Mapping[str, Any] | None = None, overwrite: bool = False
+    path: Path,
+    model: ModelFolder,
+    *,
+    card: str,
+    extra: Mapping[str, Any] | None = None,
+    half: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Write a model folder that transformers' Auto classes open; whole or not at all.
 
     Args:
         card: text of README.md.
         extra: further keys of miniature.json, such as parent, task and scores.
+        half: numbers of 16 bits. config.json says float32 all the same: that is what they are read as.
+
+    Raises:
+        CheckpointError: a number is too large for 16 bits.
     """
     tensors = to_hf(model.weights, model.config)
+    if half:
+        tensors = {name: _halved(name, tensor) for name, tensor in tensors.items()}
     with atomic_folder(path, overwrite=overwrite) as folder:
         _write_safetensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", config_document(model))
@@ -246,7 +259,14 @@ def write_folder(
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _write_safetensors(file: Path, tensors: Mapping[str, npt.NDArray[np.float32]]) -> None:
+def _halved(name: str, tensor: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    largest = float(np.abs(tensor).max(initial=0))
+    if largest > float(np.finfo(np.float16).max):
+        raise CheckpointError(f"'{name}' holds {largest:.6g}, which 16 bits cannot; convert it without --half")
+    return tensor.astype(np.float16)
+
+
+def _write_safetensors(file: Path, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
     from safetensors.numpy import save
 
     # Written from here and not by the library: its own errors do not tell a full disk from anything else.
@@ -268,8 +288,13 @@ def config_document(model: ModelFolder) -> dict[str, Any]:
     return document
 
 
-def convert(source: Path, target: Path, *, overwrite: bool = False) -> Conversion:
+def convert(source: Path, target: Path, *, half: bool = False, overwrite: bool = False) -> Conversion:
     """Turn a TensorFlow checkpoint, a Hugging Face folder or a folder of ours into a model folder.
+
+    The card that a folder has is kept: it names the licence.
+
+    Args:
+        half: write numbers of 16 bits; every reader makes 32 of them.
 
     Raises:
         CheckpointError: the source cannot be read.
@@ -282,7 +307,13 @@ def convert(source: Path, target: Path, *, overwrite: bool = False) -> Conversio
         repaired.append("tokenizer.json was missing and has been made from vocab.txt")
     if not (folder / "tokenizer_config.json").is_file():
         repaired.append("tokenizer_config.json was missing and has been made (model_max_length 512)")
-    size = f"{model.config.num_hidden_layers} layers, {model.config.hidden_size} wide"
-    card = f"---\nlibrary_name: bert-miniatures\n---\n\n# BERT, {size}\n\nConverted by bert-miniatures.\n"
-    write_folder(target, model, card=card, extra={"parent_sha256": model.fingerprint}, overwrite=overwrite)
+    extra = {"parent_sha256": model.fingerprint}
+    write_folder(target, model, card=_card(folder, model), extra=extra, half=half, overwrite=overwrite)
     return Conversion(model.source_format, len(to_hf(model.weights, model.config)), list(model.skipped), repaired)
+
+
+def _card(folder: Path, model: ModelFolder) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return (folder / "README.md").read_text(encoding="utf-8")
+    size = f"{model.config.num_hidden_layers} layers, {model.config.hidden_size} wide"
+    return f"---\nlibrary_name: bert-miniatures\n---\n\n# BERT, {size}\n\nConverted by bert-miniatures.\n"

@@ -88,6 +88,7 @@ def _open_bundle(archive: Path | None, out: Path | None, *, overwrite: bool, jso
 def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face folder, TensorFlow checkpoint, or ours.")],
     target: Annotated[Path, typer.Argument(metavar="DST", help="Model folder to make.")],
+    half: Annotated[bool, typer.Option("--half", help="Numbers of 16 bits: half the bytes on the disk.")] = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
@@ -98,7 +99,7 @@ def convert(
 
     if source.is_file() and source.name.endswith((".zip", ".gz", ".tgz")):
         raise UserError(f"{source} is an archive; 'miniatures fetch MODEL --archive {source} --out {target}' opens it")
-    done = convert_folder(source, target, overwrite=overwrite)
+    done = convert_folder(source, target, half=half, overwrite=overwrite)
     if json:
         emit_json({"path": str(target)} | _document(done))
         return
