@@ -17,8 +17,7 @@ from pathlib import Path
 from bert_miniatures.choose.measuring import PRECISIONS, Measured, measured, plan_of
 from bert_miniatures.choose.profile import Profile, of_file, of_number
 from bert_miniatures.choose.survey import MEASURED, predicted, row_of
-from bert_miniatures.machine import cores
-from bert_miniatures.predict_onnx import instructions
+from bert_miniatures.machine import cores, instructions
 from bert_miniatures.zoo import ZOO, Miniature
 
 QUANTITIES = ("p50", "p95", "rate", "memory")

@@ -25,8 +25,9 @@ from bert_miniatures.errors import (
     WorkFailed,
 )
 from bert_miniatures.exporting import export, parity
+from bert_miniatures.machine import adds_in_32_bits
 from bert_miniatures.onnx_graph import Precision, build_graph, products
-from bert_miniatures.predict_onnx import FILES, OnnxEngine, adds_in_32_bits, open_session, run
+from bert_miniatures.predict_onnx import FILES, OnnxEngine, open_session, run
 from bert_miniatures.tokenizer import Tokenizer
 from commands import finish, shell, start
 from deploy import LABELS, TEXTS, classifier, written

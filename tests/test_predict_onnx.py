@@ -236,6 +236,7 @@ def test_int8_that_could_overflow_here_is_refused(both, tmp_path, monkeypatch):
         meta["onnx"][FILES["int8"]] = meta["onnx"][FILES["fp32"]] | listed
 
     edit(folder / "miniature.json", add)
-    monkeypatch.setattr("bert_miniatures.predict_onnx.instructions", lambda: "x86_64 avx2")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("bert_miniatures.machine.instruction_sets", lambda: ["avx2"])
     with pytest.raises(CheckpointError, match=r"checked on x86_64 avx512_vnni and can overflow .* \(x86_64 avx2\)"):
         Predictor(folder, precision="int8")

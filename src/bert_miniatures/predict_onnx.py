@@ -1,6 +1,5 @@
 """The ONNX Runtime engine of Predictor, for a deploy folder: numpy, tokenizers and onnxruntime, no torch."""
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import onnxruntime
 from bert_miniatures.engine import Counts, Floats
 from bert_miniatures.errors import CheckpointError, UnknownName
 from bert_miniatures.files import read_json, sha256_of
-from bert_miniatures.machine import cores
+from bert_miniatures.machine import adds_in_32_bits, cores, instructions
 from bert_miniatures.outputs import Labels
 from bert_miniatures.tokenizer import Encoded, Tokenizer
 from bert_miniatures.vocabulary import read_vocabulary
@@ -23,9 +22,7 @@ __all__ = [
     "MAPPED",
     "TOKENIZER_SETTINGS",
     "OnnxEngine",
-    "adds_in_32_bits",
     "batches",
-    "instructions",
     "open_engine",
     "open_session",
     "run",
@@ -188,33 +185,3 @@ def _labels(meta: Mapping[str, Any], folder: Path) -> Labels:
         return Labels(meta["kind"], tuple(meta["labels"]), meta["task"], meta["pair"], meta["max_length"])
     except KeyError as error:
         raise CheckpointError(f"{folder / 'miniature.json'}: the key {error} is missing") from None
-
-
-_TOLD = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-
-
-def instructions() -> str:
-    """Return the processor's architecture and which of the instructions it has that decide 8-bit products.
-
-    Example:
-        >>> instructions()  # doctest: +SKIP
-        'x86_64 avx2 avx512f avx512_vnni'
-    """
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
-    return " ".join([platform.machine(), *(flag for flag in _TOLD if flag in flags)])
-
-
-def adds_in_32_bits(told: str | None = None) -> bool:
-    """Tell whether 8-bit products cannot overflow on a processor; None means this one.
-
-    x86 without VNNI adds two products of 8 by 8 bits into 16 bits and cuts what does not fit.
-
-    Args:
-        told: what `instructions` says of it.
-    """
-    found = (told or instructions()).split()
-    return found[0].lower() not in {"x86_64", "amd64"} or any("vnni" in flag or "amx" in flag for flag in found)

@@ -15,8 +15,9 @@ import numpy as np
 from bert_miniatures import metrics
 from bert_miniatures.engine import Floats
 from bert_miniatures.errors import DataError
+from bert_miniatures.machine import adds_in_32_bits, instructions
 from bert_miniatures.onnx_graph import Precision
-from bert_miniatures.predict_onnx import adds_in_32_bits, batches, instructions, open_session, run
+from bert_miniatures.predict_onnx import batches, open_session, run
 from bert_miniatures.tokenizer import Encoded
 
 __all__ = ["Check", "Choice", "choose", "paired_bootstrap", "time_ratio"]

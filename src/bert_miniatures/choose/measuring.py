@@ -15,9 +15,10 @@ from bert_miniatures.choose.profile import Profile
 from bert_miniatures.choose.timing import Shape
 from bert_miniatures.config import ModelConfig
 from bert_miniatures.errors import WorkFailed
+from bert_miniatures.machine import adds_in_32_bits
 from bert_miniatures.names import Weights, shapes
 from bert_miniatures.onnx_graph import FP32, Precision, build_graph, products
-from bert_miniatures.predict_onnx import BUDGET, adds_in_32_bits
+from bert_miniatures.predict_onnx import BUDGET
 from bert_miniatures.zoo import VOCABULARY, Miniature
 
 __all__ = ["MakesGraphs", "Measured", "Plan", "graph_of", "measured", "plan_of", "shape_of"]

@@ -1,10 +1,10 @@
 """Checks of the machine and of the environment that decides how its cores are used."""
 
-import math
 import os
 import platform
 from collections.abc import Iterator
 
+from bert_miniatures import machine
 from bert_miniatures.doctor.subject import Finding, Found, Subject
 from bert_miniatures.memory import available
 
@@ -21,15 +21,14 @@ _PINS = {
 
 def facts(subject: Subject) -> Iterator[str]:
     """Say what the machine gives."""
-    cores, allowed = usable(subject), _allowed()
-    limit = _quota(subject)
-    yield f"{cores} of {allowed} cores, the cgroup's quota is {limit:g}" if limit else f"{cores} cores"
+    cores, limit = machine.cores(subject.root), machine.quota(subject.root)
+    yield f"{cores} of {machine.allowed()} cores, the cgroup's quota is {limit:g}" if limit else f"{cores} cores"
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > cores / 2:
         yield f"other work runs here (load {load:.1f}): times are longer than they need be"
     free = available(subject.root)
     yield "memory: unknown" if free is None else f"{free / 2**30:.1f} GiB of memory free"
-    told = flags(subject)
+    told = machine.instruction_sets(subject.root)
     vnni = any("vnni" in flag or "amx" in flag for flag in told)
     if told:
         shown = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in told]
@@ -40,40 +39,6 @@ def facts(subject: Subject) -> Iterator[str]:
     yield f"{count} NVIDIA GPU{'' if count == 1 else 's'}" if count else "no NVIDIA GPU"
 
 
-def usable(subject: Subject) -> int:
-    """Return how many cores this process may use: the affinity mask, cut to the cgroup's quota."""
-    limit = _quota(subject)
-    return max(1, min(_allowed(), math.ceil(limit))) if limit else _allowed()
-
-
-def _allowed() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _quota(subject: Subject) -> float | None:
-    """Return the cgroup's quota in cores, None where there is none (v2, then v1)."""
-    base = subject.root / "sys/fs/cgroup"
-    try:
-        limit, period = (base / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        limit_us = int((base / "cpu/cpu.cfs_quota_us").read_text())
-        return limit_us / int((base / "cpu/cpu.cfs_period_us").read_text()) if limit_us > 0 else None
-    except (OSError, ValueError, ZeroDivisionError):
-        return None
-
-
-def flags(subject: Subject) -> list[str]:
-    """Return the names of the instruction sets, none where they are not known."""
-    try:
-        lines = (subject.root / "proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    return next((line.split(":")[-1].split() for line in lines if line.startswith(("flags", "Features"))), [])
-
-
 def _gpus(subject: Subject) -> list[str]:
     folder = subject.root / "proc/driver/nvidia/gpus"
     return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -81,7 +46,7 @@ def _gpus(subject: Subject) -> list[str]:
 
 def quota(subject: Subject) -> Found:
     """Less than a whole core."""
-    limit = _quota(subject)
+    limit = machine.quota(subject.root)
     if limit is not None and limit < 1:
         yield Finding(
             f"the container may use {limit:g} of a core",
@@ -103,7 +68,7 @@ def little_memory(subject: Subject) -> Found:
 
 def no_avx2(subject: Subject) -> Found:
     """An x86 processor, or an emulated one, without AVX2."""
-    told = flags(subject)
+    told = machine.instruction_sets(subject.root)
     if "sse2" in told and "avx2" not in told:
         yield Finding(
             "the processor says that it has no AVX2",
@@ -137,7 +102,7 @@ def thread_numbers(subject: Subject) -> Found:
 
 def threads(subject: Subject) -> Found:
     """More threads than cores."""
-    cores = usable(subject)
+    cores = machine.cores(subject.root)
     given = {name: os.environ.get(name, "") for name in _THREADS} | {"train.threads": str(subject.train.threads)}
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
     local = int(beside) if beside.isdecimal() and int(beside) > 0 else 1

@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 
 from bert_miniatures.config import BATCH_SIZES, LEARNING_RATES, FinetuneConfig, ModelConfig
-from bert_miniatures.doctor.machine import flags
 from bert_miniatures.doctor.subject import Finding, Found, Subject
 from bert_miniatures.files import training_extra
+from bert_miniatures.machine import instruction_sets
 from bert_miniatures.memory import available, run_bytes
 from bert_miniatures.watch import clock
 
@@ -97,7 +97,7 @@ def bf16(subject: Subject) -> Found:
     """Half precision on a processor that has no instructions for it."""
     gpu = (subject.root / "proc/driver/nvidia/gpus").is_dir()
     if subject.planned and subject.train.precision == "bf16" and not gpu:
-        told = flags(subject)
+        told = instruction_sets(subject.root)
         if told and not {"avx512_bf16", "amx_bf16", "bf16"} & set(told):
             yield Finding(
                 "train.precision is bf16, and the processor has no instructions for it",
