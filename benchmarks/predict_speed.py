@@ -15,7 +15,8 @@ numbers are does not change the work), text in, label and score out, tokenizing 
 Each is a process of its own with one thread. They take turns; a round gives the throughput over sentences of SST-2
 train (ours works in blocks of 1,024 texts, as `predict` does) and the latency of single sentences of SST-2 dev. Ratios
 are those within a round, the median over the rounds. The answers of all fp32 sides are compared, to 1e-4. What is not
-installed is left out and said. (sentence-transformers is not here: its CrossEncoder takes batches of pairs alone.) Last, `predict_stream` with two workers and with one.
+installed is left out and said; sentence-transformers is not among them, its CrossEncoder takes batches of pairs alone.
+Last, `predict_stream` with two workers and with one.
 
 The share of the peak is that of the work of the plain model, nothing padded and nothing left out, over the fastest of a
 few products of 1024 x 1024 matrices.
