@@ -21,7 +21,7 @@ LAYERS = [
      "data.mixture", "data.sentences", "data.tasks", "choose.timing"},
     {"distill_config", "tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "memory",
      "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables", "choose.picking"},
-    {"checkpoint", "engine", "onnx_graph", "choice", "pieces", "download", "submission", "plan", "soft_labels", "data.glue",
+    {"checkpoint", "engine", "onnx_graph", "choice", "trackers", "pieces", "download", "submission", "plan", "soft_labels", "data.glue",
      "data.glue_hub", "data.stream", "data.encoding", "data.masking", "choose.plot"},
     {"card", "predict_onnx", "models", "table", "eta", "budget", "keeping", "sweep_folder", "serve.connection", "serve.scores",
      "data.examples", "data.glue_find", "report.facts",

@@ -15,7 +15,7 @@ from bert_miniatures.files import RunFolder, read_json
 from bert_miniatures.watch import Watch
 from bert_miniatures.zoo import ZOO, lookup
 
-__all__ = ["RunResult", "collect", "title"]
+__all__ = ["RunResult", "collect", "runs_below", "title"]
 
 # Settings that a cell's repeats may differ in: the seed, where things are, and what leaves the mathematics alone.
 _NO_MATTER = {"train.seed", "train.threads", "train.log_every", "train.save_every", "train.micro_batch_size"}
@@ -106,7 +106,7 @@ def collect(folders: Iterable[Path], watch: Watch | None = None) -> list[RunResu
     for folder in folders:
         if not Path(folder).is_dir():
             raise DataError(f"{folder}: no such folder")
-        for run in _runs_below(Path(folder)):
+        for run in runs_below(Path(folder)):
             try:
                 found.setdefault(run.path.resolve(), _read(run))
             except DataError as error:
@@ -114,7 +114,8 @@ def collect(folders: Iterable[Path], watch: Watch | None = None) -> list[RunResu
     return sorted(found.values(), key=lambda run: run.path)
 
 
-def _runs_below(folder: Path) -> Iterable[RunFolder]:
+def runs_below(folder: Path) -> Iterable[RunFolder]:
+    """Yield the runs in and below a folder, by path, whether or not they are finished."""
     for place, inside, _ in os.walk(folder):
         run = RunFolder(Path(place))
         is_run = run.is_finished() or run.is_run()

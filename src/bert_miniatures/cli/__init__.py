@@ -47,6 +47,7 @@ COMMANDS: dict[str, str] = {
     "doctor": "doctor",
     "choose": "choose",
     "report": "report",
+    "track": "track",
     "bundle": "bundle",
 }
 
