@@ -1,5 +1,6 @@
 """Trackers: what TensorBoard and trackio hold afterwards is what metrics.jsonl has, each record once."""
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -82,7 +83,8 @@ def test_a_run_is_followed_through_half_lines_and_a_resume(tmp_path, monkeypatch
             time.sleep(0.1)
             file.write(lines(RECORDS[1:2])[20:])
         time.sleep(0.1)
-        (run / ".metrics.tmp").write_text(lines(RECORDS[:1]))  # a resumed run goes back to its saved state
+        # a resumed run goes back to its saved state, and its seconds are others
+        (run / ".metrics.tmp").write_text(lines([RECORDS[0] | {"seconds": 1.25}]))
         os.replace(run / ".metrics.tmp", run / "metrics.jsonl")
         time.sleep(0.1)
         with (run / "metrics.jsonl").open("a") as file:
@@ -97,20 +99,41 @@ def test_a_run_is_followed_through_half_lines_and_a_resume(tmp_path, monkeypatch
     assert scalars(tmp_path / "tb" / "a") == scalars(tmp_path / "tb" / "later") == EXPECTED
 
 
+def stored(store: Path) -> list[tuple[str, int, dict[str, float]]]:
+    """Return run, step and numbers of what trackio has."""
+    with contextlib.closing(sqlite3.connect(store)) as opened:
+        rows = opened.execute("SELECT run_name, step, metrics FROM metrics ORDER BY run_name, id").fetchall()
+    return [(run, step, json.loads(text)) for run, step, text in rows]
+
+
 @pytest.mark.slow
 def test_trackio_holds_what_the_runs_wrote(tmp_path):
-    for name in "ab":
-        run_at(tmp_path / "runs" / name)
-    store = {"TRACKIO_DIR": str(tmp_path / "store")}
-    done = finish(start(tmp_path, "track", "runs", "--to", "trackio", "--project", "mine", env=store))
+    run_at(tmp_path / "runs" / "a")
+    late = run_at(tmp_path / "runs" / "b", RECORDS[:1], finished=False)
+    store = tmp_path / "store" / "mine.db"
+    asked = ("track", "runs", "--to", "trackio", "--project", "mine", "--follow")
+    process = start(tmp_path, *asked, env={"TRACKIO_DIR": str(store.parent)})
+    until(lambda: store.exists() and len(stored(store)) == 4)
+    with (late / "metrics.jsonl").open("a") as file:
+        file.write(lines(RECORDS[1:]))
+    (late / "result.json").write_text("{}")
+    done = finish(process)
     assert done.code == 0, done.err
     assert done.out == "2 runs; look at them with: trackio show --project mine\n"
-    with sqlite3.connect(tmp_path / "store" / "mine.db") as store:
-        rows = store.execute("SELECT run_name, step, metrics FROM metrics ORDER BY run_name, id").fetchall()
-    numbers = [values_of(record) for record in RECORDS]
-    assert [(run, step, json.loads(text)) for run, step, text in rows] == [
-        (run, record["step"], values) for run in "ab" for record, values in zip(RECORDS, numbers, strict=True)
-    ]
+    expected = [(record["step"], values_of(record)) for record in RECORDS]
+    assert stored(store) == [(run, *row) for run in "ab" for row in expected]
+    with contextlib.closing(sqlite3.connect(store)) as opened:
+        assert opened.execute("SELECT count(DISTINCT run_id) FROM metrics").fetchone() == (2,)
+
+
+def until(there, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(sqlite3.OperationalError):  # the table is not made yet
+            if there():
+                return
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_what_cannot_be_tracked_is_said(tmp_path):
