@@ -26,7 +26,7 @@ LAYERS = [
     {"card", "predict_onnx", "models", "table", "eta", "budget", "keeping", "sweep_folder", "serve.connection", "serve.scores",
      "data.examples", "data.glue_find", "report.facts",
      "data.instances", "data.probabilities", "data.teacher_texts"},
-    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store", "report.figures", "bundle",
+    {"predict", "answer_file", "quantise", "forecast", "serve.asked", "serve.meters", "data.teacher_store", "report.figures", "bundle", "push",
      "choose.baseline", "choose.profile", "choose.worker", "doctor.subject"},
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
     {"serve.batching", "serve.guard", "choose.measuring", "doctor.data", "doctor.folder", "doctor.machine", "doctor.packages",

@@ -49,6 +49,7 @@ COMMANDS: dict[str, str] = {
     "report": "report",
     "track": "track",
     "bundle": "bundle",
+    "push": "push",
 }
 
 
