@@ -1,9 +1,9 @@
 """Does --adaptive find what the full grid finds, and at what cost?
 
-    python benchmarks/adaptive_quality.py --glue GLUE [--tasks mrpc rte cola]
+    python benchmarks/adaptive_quality.py --glue GLUE [--tasks mrpc rte cola] [--model MODEL]
 
-Runs `miniatures sweep` over the published grid (20 cells, 4 epochs, one seed) with the model of start_model.py on
-each task: the full grid, and --adaptive in a folder of its own. Printed for each task: the best cell of the full
+Runs `miniatures sweep` over the published grid (20 cells, 4 epochs, one seed) with a MODEL, by default that of
+start_model.py, on each task: the full grid, and --adaptive in a folder of its own. Printed for each task: the best cell of the full
 grid, the cell that --adaptive chose and its score in the full grid (the same settings and seed train the same
 weights), the standard error of one dev score, and the share of the full grid's training seconds that --adaptive
 spent.
@@ -30,7 +30,14 @@ def run(options: argparse.Namespace, task: str, adaptive: bool) -> dict[str, Any
     out = options.scratch / f"{task}-{'adaptive' if adaptive else 'full'}"
     kept = out.with_suffix(".json")
     if not kept.exists():
-        command = [sys.executable, "-m", "bert_miniatures", "sweep", "--model", str(make(options.scratch / "start"))]
+        command = [
+            sys.executable,
+            "-m",
+            "bert_miniatures",
+            "sweep",
+            "--model",
+            options.model or str(make(options.scratch / "start")),
+        ]
         command += ["--task", task, "--glue", str(options.glue), "--out", str(out), "--json"]
         started = time.perf_counter()
         done = subprocess.run(command + ["--adaptive"] * adaptive, check=True, stdout=subprocess.PIPE, text=True)
@@ -48,6 +55,7 @@ def main() -> None:
     parser.add_argument("--glue", type=Path, default=Path(os.environ.get("GLUE_DIR", "../shared/glue")))
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "cola"], choices=list(METRICS))
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "adaptive_quality")
+    parser.add_argument("--model", help="MODEL of the command line, one for a scratch folder")
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
     rows = []
