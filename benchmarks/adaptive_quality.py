@@ -3,10 +3,10 @@
     python benchmarks/adaptive_quality.py --glue GLUE [--tasks mrpc rte cola] [--model MODEL]
 
 Runs `miniatures sweep` over the published grid (20 cells, 4 epochs, one seed) with a MODEL, by default that of
-start_model.py, on each task: the full grid, and --adaptive in a folder of its own. Printed for each task: the best cell of the full
-grid, the cell that --adaptive chose and its score in the full grid (the same settings and seed train the same
-weights), the standard error of one dev score, and the share of the full grid's training seconds that --adaptive
-spent.
+start_model.py, on each task: the full grid, and --adaptive in a folder of its own. Printed for each task: the best
+cell of the full grid, the cell that --adaptive chose and its score in the full grid (the same settings and seed train
+the same weights), the standard error of one dev score, and the share of the full grid's training seconds that
+--adaptive spent.
 """
 
 import argparse
