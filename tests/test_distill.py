@@ -19,7 +19,7 @@ from bert_miniatures.config import ModelConfig, read_toml
 from bert_miniatures.data.batches import Batch
 from bert_miniatures.distill_config import DistillConfig
 from bert_miniatures.errors import CheckpointError, ConfigError, DataError, LabelError, UnknownName
-from bert_miniatures.evaluate import prior_loss
+from bert_miniatures.evaluation import prior_loss
 from bert_miniatures.model import build
 from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes import comparison

@@ -34,8 +34,8 @@ LAYERS = [
      "noise", "fused", "fused_ends", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
     {"serve.served", "choose.survey", "model", "optim", "data.teaching", "auto_teacher"},
-    {"serve.explain", "serve.v2", "objectives", "load", "teacher", "recipes.teachers"},
-    {"serve.documents", "train", "evaluate", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
+    {"serve.explain", "serve.v2", "objectives", "loading", "teacher", "recipes.teachers"},
+    {"serve.documents", "train", "evaluation", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",
      "recipes.course", "recipes.filling", "recipes.label"},
     {"serve.app", "predict_torch", "check_data", "recipes.running", "recipes.lessons", "recipes.augmenting", "report.texts",
      "doctor.probe"},
@@ -84,6 +84,11 @@ def layer_of(name: str) -> int | None:
 def test_every_module_has_a_layer():
     packages = {"choose", "data", "doctor", "recipes", "report", "serve"}
     assert set(modules()) - packages == set().union(*LAYERS)
+
+
+def test_no_module_hides_a_public_name():
+    """Whoever imports a module puts it into its package under its name, in the place of a function called so."""
+    assert {name for name in modules() if "." not in name} & set(bert_miniatures.__all__) == set()
 
 
 @pytest.mark.parametrize("name", sorted(set().union(*LAYERS)))

@@ -390,7 +390,7 @@ def test_any_text_is_survived_and_said_in_whole_lines(text, tmp_path_factory):
 
 def test_predictions_are_read_as_written_and_as_runs_write_them(tmp_path):
     from bert_miniatures.data.examples import Examples
-    from bert_miniatures.evaluate import predictions_of
+    from bert_miniatures.evaluation import predictions_of
 
     found = made("AX.tsv", rows=13)
     gold = np.arange(13) % 3

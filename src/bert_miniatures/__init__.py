@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bert_miniatures.errors import MiniaturesError
     from bert_miniatures.estimators import MiniatureClassifier, MiniatureRegressor
     from bert_miniatures.exporting import export
-    from bert_miniatures.load import load
+    from bert_miniatures.loading import load
     from bert_miniatures.predict import Predictor
     from bert_miniatures.recipes.distill import distill
     from bert_miniatures.recipes.filling import fill
@@ -70,7 +70,7 @@ _HOME = {
     "fill": "recipes.filling",
     "finetune": "recipes.finetune",
     "label": "recipes.label",
-    "load": "load",
+    "load": "loading",
     "pretrain": "recipes.pretrain",
 }
 
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'bert_miniatures' has no attribute '{name}'")
     found = getattr(import_module(f"bert_miniatures.{_HOME[name]}"), name)
-    globals()[name] = found  # importing a module of that name, as `load`, has put the module here
+    globals()[name] = found
     return found
 
 

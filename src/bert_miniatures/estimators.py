@@ -69,7 +69,7 @@ class _Fitted:
         """Return the outputs [N, C]."""
         with training_extra("predicting"):
             from bert_miniatures.data.batches import Dataset
-            from bert_miniatures.evaluate import logits_of
+            from bert_miniatures.evaluation import logits_of
             from bert_miniatures.model import build
         if (pairs is not None) != self.labels.pair:
             raise BadInput(f"the model was fitted on {'pairs of texts' if self.labels.pair else 'single texts'}; "

@@ -11,7 +11,7 @@ from bert_miniatures.checkpoint import read_folder
 from bert_miniatures.data.batches import Dataset
 from bert_miniatures.engine import Counts
 from bert_miniatures.errors import CheckpointError
-from bert_miniatures.evaluate import logits_of
+from bert_miniatures.evaluation import logits_of
 from bert_miniatures.machine import cores
 from bert_miniatures.model import build
 

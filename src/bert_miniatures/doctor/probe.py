@@ -10,7 +10,7 @@ import torch
 
 from bert_miniatures.config import FinetuneConfig
 from bert_miniatures.data.batches import Batches
-from bert_miniatures.evaluate import prior_loss
+from bert_miniatures.evaluation import prior_loss
 from bert_miniatures.forecast import Cost, seconds_of, updates_of
 from bert_miniatures.objectives import Objective
 from bert_miniatures.recipes.loading import Inputs, load_inputs, starting_point

@@ -16,7 +16,7 @@ from bert_miniatures.config import FinetuneConfig, TrainConfig
 from bert_miniatures.distill_config import DistillConfig
 from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, DataError
-from bert_miniatures.evaluate import prior_loss
+from bert_miniatures.evaluation import prior_loss
 from bert_miniatures.files import RunFolder
 from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes.comparison import alone, facts_of, row_of, speed

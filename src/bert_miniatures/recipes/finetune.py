@@ -20,7 +20,7 @@ from bert_miniatures.config import FinetuneConfig, TrainConfig, write_toml
 from bert_miniatures.data.batches import Batches
 from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, DataError, Diverged, ProcessLost
-from bert_miniatures.evaluate import finding, logits_of, predictions_of, prior_loss
+from bert_miniatures.evaluation import finding, logits_of, predictions_of, prior_loss
 from bert_miniatures.files import RunFolder
 from bert_miniatures.model import Bert
 from bert_miniatures.names import Weights

@@ -19,7 +19,7 @@ from bert_miniatures.checkpoint import ModelFolder, write_folder
 from bert_miniatures.config import PretrainConfig, write_toml
 from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, Diverged, ProcessLost
-from bert_miniatures.evaluate import evaluate_masked
+from bert_miniatures.evaluation import evaluate_masked
 from bert_miniatures.files import RunFolder
 from bert_miniatures.horizon import Horizon, Pace
 from bert_miniatures.model import build

@@ -11,7 +11,7 @@ from bert_miniatures.config import read_toml
 from bert_miniatures.data.labels import label_map
 from bert_miniatures.distill_config import run_settings
 from bert_miniatures.errors import DataError
-from bert_miniatures.evaluate import logits_of
+from bert_miniatures.evaluation import logits_of
 from bert_miniatures.files import RunFolder
 from bert_miniatures.model import build
 from bert_miniatures.recipes.loading import encoded, load_splits, task_of
