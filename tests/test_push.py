@@ -113,7 +113,13 @@ def hub():
 
 
 def push(home, hub, *arguments, token: str = TOKEN, **env: str) -> Done:
-    known = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home / "hf"), "HF_TOKEN": token, "HF_HUB_DISABLE_XET": "1"} | env
+    known = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(home / "hf"),
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+    } | env
     return finish(start(home, "push", *arguments, env=known))
 
 
