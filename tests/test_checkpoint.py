@@ -128,7 +128,7 @@ def test_old_spellings_are_read(tiny, tmp_path):
     assert any("model_type" in text for text in conversion.repaired)
     assert any("tokenizer_config.json" in text for text in conversion.repaired)
     assert_same(found, read_folder(tmp_path / "new"))
-    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "new").model_max_length == 512
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "new").model_max_length == 37
     assert type(transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "new")).__name__ == "BertForPreTraining"
 
 

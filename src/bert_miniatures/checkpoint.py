@@ -249,7 +249,7 @@ def write_folder(
     with atomic_folder(path, overwrite=overwrite) as folder:
         _write_safetensors(folder / "model.safetensors", tensors)
         write_json(folder / "config.json", config_document(model))
-        model.tokenizer.save(folder)
+        model.tokenizer.save(folder, positions=model.config.max_position_embeddings)
         meta: dict[str, Any] = {"format": FORMAT, "weights_sha256": sha256_of(folder / "model.safetensors")}
         if model.labels is not None:
             labels = model.labels
@@ -306,7 +306,8 @@ def convert(source: Path, target: Path, *, half: bool = False, overwrite: bool =
     if not (folder / "tokenizer.json").is_file():
         repaired.append("tokenizer.json was missing and has been made from vocab.txt")
     if not (folder / "tokenizer_config.json").is_file():
-        repaired.append("tokenizer_config.json was missing and has been made (model_max_length 512)")
+        positions = model.config.max_position_embeddings
+        repaired.append(f"tokenizer_config.json was missing and has been made (model_max_length {positions})")
     extra = {"parent_sha256": model.fingerprint}
     write_folder(target, model, card=_card(folder, model), extra=extra, half=half, overwrite=overwrite)
     return Conversion(model.source_format, len(to_hf(model.weights, model.config)), list(model.skipped), repaired)

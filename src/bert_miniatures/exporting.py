@@ -185,7 +185,7 @@ def _write(
     small = mapped(files[FILES["fp32"]][0], Path(FILES["fp32"]).name)
     (folder / MAPPED).write_bytes(small)
     listed[FILES["fp32"]]["mapped"] = {"file": MAPPED, "sha256": hashlib.sha256(small).hexdigest()}
-    tokenizer.save(folder)
+    tokenizer.save(folder, positions=source.found.config.max_position_embeddings)
     write_json(folder / "config.json", config_document(source.found))
     meta: dict[str, Any] = {"format": FORMAT, **source.facts, "onnx": listed}
     settings = {key: getattr(tokenizer, key) for key in TOKENIZER_SETTINGS}

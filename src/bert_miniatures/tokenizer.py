@@ -293,8 +293,11 @@ class Tokenizer:
             ids.extend(self._backend.encode(replace_surrogates(text[start:end]), add_special_tokens=False).ids)
         return ids.tobytes()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, positions: int = POSITIONS) -> None:
         """Write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`, which transformers' AutoTokenizer opens.
+
+        Args:
+            positions: of the model; transformers cuts texts there.
 
         Raises:
             DiskFull: no space left on the device.
@@ -321,7 +324,7 @@ class Tokenizer:
             "do_lower_case": self.lowercase,
             "strip_accents": self.strip_accents,
             "tokenize_chinese_chars": self.split_chinese,
-            "model_max_length": POSITIONS,  # without it transformers does not cut
+            "model_max_length": positions,  # without it transformers does not cut
         }
         names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
         write_json(folder / "tokenizer_config.json", config | dict(zip(names, SPECIAL, strict=True)))
