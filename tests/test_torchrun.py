@@ -51,11 +51,13 @@ def torchrun(home: Path, arguments: list[str], *more: str) -> subprocess.Popen[b
     return subprocess.Popen(words, env=environment(home), cwd=home, **pipes)
 
 
-def two(home: Path, arguments: list[str], second: list[str] | None = None) -> list[subprocess.Popen[bytes]]:
+def two(
+    home: Path, arguments: list[str], second: list[str] | None = None, **options: str
+) -> list[subprocess.Popen[bytes]]:
     """Start two processes as a launcher does, without one, so that their own exit codes are seen."""
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
-        start(home, *(second or arguments if rank else arguments), env=common | {"RANK": str(rank)})
+        start(home, *(second or arguments if rank else arguments), env=common | {"RANK": str(rank)}, **options)
         for rank in (0, 1)
     ]  # fmt: skip
 
@@ -153,6 +155,25 @@ def test_an_error_is_said_once(plain, reviews, tmp_path):
     assert "unknown column 'nope'" in lines[0]
     assert "Traceback" not in done[0].err + done[1].err
     assert not run.exists()
+
+
+@pytest.mark.slow
+def test_an_error_is_said_once_however_late_the_other_process_is(tmp_path):
+    code = """
+import sys, time
+from bert_miniatures.distributed import joined
+from bert_miniatures.errors import UserError
+from bert_miniatures.machine import launch
+try:
+    with joined(launch()):
+        time.sleep(3 * launch().rank)
+        raise UserError("the same for both")
+except UserError as error:
+    print(error)
+    sys.exit(2)
+"""
+    done = [finish(one) for one in two(tmp_path, [], code=code)]
+    assert [(one.code, one.out) for one in done] == [(2, "the same for both\n"), (2, "")]
 
 
 @pytest.mark.slow

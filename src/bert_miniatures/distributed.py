@@ -30,6 +30,7 @@ __all__ = ["Team", "joined"]
 
 T = TypeVar("T")
 _JOINING, _WAITING = timedelta(minutes=10), timedelta(days=1)  # the others wait while the first one evaluates
+_HEARD = 10.0  # seconds that the first process waits for the others to hear of an error
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe", re.IGNORECASE)
 
 
@@ -136,14 +137,22 @@ def joined(launch: Launch) -> Iterator[None]:
         yield
     except BaseException as error:
         code = _first_code(store, launch.rank, _code_of(error))
-        if code is not None:
-            with suppress(KeyboardInterrupt):
+        _leave_group()  # those that wait for this process in a collective operation wait in vain
+        with suppress(KeyboardInterrupt):
+            if launch.rank == 0:  # the store may be in this process
+                _wait_until_heard(store, launch.world)
+            if code is not None:
                 time.sleep(LINGERING)  # launchers end all processes when one fails: first the other one must speak
+        if code is not None:
             raise SystemExit(code) from None
         raise
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave_group()
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _meet(launch: Launch) -> "Store":
@@ -193,10 +202,19 @@ def _code_of(error: BaseException) -> int:
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
+def _wait_until_heard(store: "Store", world: int) -> None:
+    """Give the others the time to learn which error came first; a slow machine needs more than a moment."""
+    until = time.monotonic() + _HEARD
+    with suppress(RuntimeError):
+        while store.add("heard", 0) < world and time.monotonic() < until:
+            time.sleep(0.02)
+
+
 def _first_code(store: "Store", rank: int, code: int) -> int | None:
     """Return the exit code of the process that failed first; None where that is this one, or nobody can tell."""
     try:
         first = store.compare_set("failed", "", f"{code} {rank}").decode()
+        store.add("heard", 1)
     except RuntimeError:  # the process that held the store is gone
         return None
     return None if first == f"{code} {rank}" else int(first.split()[0])
