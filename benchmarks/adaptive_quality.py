@@ -30,14 +30,8 @@ def run(options: argparse.Namespace, task: str, adaptive: bool) -> dict[str, Any
     out = options.scratch / f"{task}-{'adaptive' if adaptive else 'full'}"
     kept = out.with_suffix(".json")
     if not kept.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "bert_miniatures",
-            "sweep",
-            "--model",
-            options.model or str(make(options.scratch / "start")),
-        ]
+        model = options.model or str(make(options.scratch / "start"))
+        command = [sys.executable, "-m", "bert_miniatures", "sweep", "--model", model]
         command += ["--task", task, "--glue", str(options.glue), "--out", str(out), "--json"]
         started = time.perf_counter()
         done = subprocess.run(command + ["--adaptive"] * adaptive, check=True, stdout=subprocess.PIPE, text=True)

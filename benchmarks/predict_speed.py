@@ -145,6 +145,8 @@ def graph(folder: Path, run: Callable[[dict[str, Any]], Any]) -> Engine:
     import numpy as np
     from transformers import AutoTokenizer
 
+    from bert_miniatures.outputs import softmax
+
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
 
     def answer(texts: list[str]) -> list[Answer]:
@@ -153,8 +155,7 @@ def graph(folder: Path, run: Callable[[dict[str, Any]], Any]) -> Engine:
             batch = tokenizer(texts[start : start + BATCH], padding=True, truncation=True, max_length=MAX_LENGTH,
                               return_tensors="np")  # fmt: skip
             logits = run({name: batch[name].astype(np.int64) for name in batch})
-            shares = np.exp(logits - logits.max(1, keepdims=True))
-            shares /= shares.sum(1, keepdims=True)
+            shares = softmax(logits)
             found += [(NAMES[best], float(row[best])) for best, row in zip(shares.argmax(1), shares, strict=True)]
         return found
 

@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,14 @@ class Shell:
         self._server.wait()
         self._replies.close()
         shutil.rmtree(self.home)
+
+
+def until(true: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until something is true, looking often; fail where it takes too long."""
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "it never happened"
+        time.sleep(0.02)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from bert_miniatures.errors import OutputExists, UserError
 from bert_miniatures.files import RunFolder, atomic_folder, atomic_write
 from bert_miniatures.model import build
 from bert_miniatures.tokenizer import Tokenizer
-from commands import Done, finish, shell, start
+from commands import Done, finish, shell, start, until
 
 FULL = "no space left on the device; nothing half-written was kept"
 SETTINGS = [
@@ -206,13 +205,6 @@ def test_a_full_disk_at_a_conversion(tiny, wide, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------- signals
-
-
-def until(true: Callable[[], object], seconds: float = 60) -> None:
-    ends = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < ends
-        time.sleep(0.02)
 
 
 LONG = ["--epochs", 40]

@@ -17,7 +17,7 @@ from bert_miniatures.model import build
 from bert_miniatures.predict import Predictor
 from commands import environment
 
-# Reads the inputs of a distillation; waits until as many processes as there are arguments for are at the same place.
+# Reads the inputs of a distillation once the files named exist: the other processes are there, the holder has the lock.
 SCRIPT = """
 import json, sys, time
 from pathlib import Path
@@ -83,7 +83,7 @@ def answers(teacher: Path, reviews: tuple[Path, Path]) -> np.ndarray:
 def test_the_work_is_done_once_and_goes_on_when_its_holder_is_killed(tiny, teacher, reviews, tmp_path):
     settings, parts = settings_of(tiny, teacher, reviews), tmp_path / "cache" / "teachers"
     holder = begin(tmp_path, settings, "holder", [], hangs="begun")
-    others = [begin(tmp_path, settings, name, ["holder", "a", "b"]) for name in ("a", "b")]
+    others = [begin(tmp_path, settings, name, ["begun", "a", "b"]) for name in ("a", "b")]
     until = time.monotonic() + 60
     while not list(parts.glob("*.parts/000000.parquet")) and holder.poll() is None and time.monotonic() < until:
         time.sleep(0.01)

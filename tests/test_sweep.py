@@ -23,6 +23,7 @@ from bert_miniatures.recipes.finetune import run_finetune
 from bert_miniatures.recipes.sweep import run_sweep
 from bert_miniatures.sweep_folder import SweepFolder
 from bert_miniatures.watch import Watch
+from commands import until
 
 
 class Heard(Watch):
@@ -288,16 +289,9 @@ def workers_of(process: int) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds: float = 60.0) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "it never happened"
-        time.sleep(0.02)
-
-
 def wait_for_work(out: Path) -> None:
     """Wait until a cell has done some updates."""
-    wait_for(lambda: any(path.stat().st_size > 500 for path in out.rglob("metrics.jsonl")))
+    until(lambda: any(path.stat().st_size > 500 for path in out.rglob("metrics.jsonl")))
 
 
 def test_a_second_sweep_in_the_folder_is_refused(swept, tiny, reviews):
@@ -355,7 +349,7 @@ def test_kill_9_of_the_sweep_and_of_workers_at_random_moments(tiny, reviews, tmp
     hits = 0
     for number in range(int(os.environ.get("KILLS", "3"))):
         with started(command(tiny, reviews, killed)) as process:
-            wait_for(lambda p=process: p.poll() is not None or len(workers_of(p.pid)) == 2)
+            until(lambda p=process: p.poll() is not None or len(workers_of(p.pid)) == 2)
             time.sleep(moments.uniform(0.0, 5.0))
             workers = workers_of(process.pid)
             victim = process.pid if number % 2 or not workers else moments.choice(workers)

@@ -13,7 +13,7 @@ import pytest
 
 from bert_miniatures.errors import DataError, OutputExists, UnknownName
 from bert_miniatures.trackers import track, values_of
-from commands import finish, shell, start
+from commands import finish, shell, start, until
 
 RECORDS = [
     {"step": 2, "epoch": 1, "loss": 0.75, "losses": {"pairs": 0.5}, "learning_rate": 1e-4},
@@ -100,8 +100,10 @@ def test_a_run_is_followed_through_half_lines_and_a_resume(tmp_path, monkeypatch
 
 
 def stored(store: Path) -> list[tuple[str, int, dict[str, float]]]:
-    """Return run, step and numbers of what trackio has."""
+    """Return run, step and numbers of what trackio has; nothing before its table is made."""
     with contextlib.closing(sqlite3.connect(store)) as opened:
+        if not opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'metrics'").fetchone():
+            return []
         rows = opened.execute("SELECT run_name, step, metrics FROM metrics ORDER BY run_name, id").fetchall()
     return [(run, step, json.loads(text)) for run, step, text in rows]
 
@@ -124,16 +126,6 @@ def test_trackio_holds_what_the_runs_wrote(tmp_path):
     assert stored(store) == [(run, *row) for run in "ab" for row in expected]
     with contextlib.closing(sqlite3.connect(store)) as opened:
         assert opened.execute("SELECT count(DISTINCT run_id) FROM metrics").fetchone() == (2,)
-
-
-def until(there, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(sqlite3.OperationalError):  # the table is not made yet
-            if there():
-                return
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_what_cannot_be_tracked_is_said(tmp_path):

@@ -108,21 +108,7 @@ class _Heard(Watch):
 
 
 class _Miniature(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
-    """What both estimators are made of: see `MiniatureClassifier`.
-
-    Args:
-        model: any MODEL of the command line: nickname, size, official name or folder.
-        batch_size, learning_rate, epochs: as in `TrainConfig`; the published values are 8 to 128, 3e-5 to 3e-4, and 4.
-        max_length: in word pieces, special tokens included.
-        settings: further settings of `TrainConfig`, as in {"warmup": 0.2}.
-        random_state: decides the new classifier, the order and dropout: an int gives the same model each time, on the
-            same machine with the same number of threads. None draws one.
-        verbose: show notes and progress on stderr.
-
-    Attributes:
-        result_: what result.json of the run would hold.
-        history_: the records of the run: loss, gradient norm and learning rate.
-    """
+    """What both estimators are made of; `MiniatureClassifier` has the arguments and attributes."""
 
     _kind = ""
 

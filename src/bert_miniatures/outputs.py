@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OF_KIND", "Labels", "shares", "sigmoid", "softmax"]
+__all__ = ["Labels", "shares", "sigmoid", "softmax"]
 
 Wide = npt.NDArray[np.float64]
 
@@ -43,7 +43,7 @@ def sigmoid(logits: Wide) -> Wide:
 
 
 # kind of model -> what makes its answers of its logits
-OF_KIND: dict[str, Callable[[Wide], Wide]] = {
+_OF_KIND: dict[str, Callable[[Wide], Wide]] = {
     "classification": softmax,
     "multilabel": sigmoid,
     "regression": lambda logits: logits,
@@ -52,4 +52,4 @@ OF_KIND: dict[str, Callable[[Wide], Wide]] = {
 
 def shares(kind: str, logits: npt.NDArray[Any]) -> Wide:
     """Return probabilities [N, C], in float64: softmax, for several labels sigmoid; the number itself for a score."""
-    return OF_KIND[kind](logits.astype(np.float64))
+    return _OF_KIND[kind](logits.astype(np.float64))

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_miniatures.engine import Floats
-from bert_miniatures.outputs import OF_KIND, Labels, sigmoid, softmax
+from bert_miniatures.outputs import Labels, shares, sigmoid, softmax
 
 __all__ = ["FUNCTIONS", "label_names", "ranked", "scores"]
 
@@ -20,7 +20,7 @@ FUNCTIONS: dict[str, Callable[[Wide], Wide]] = {"softmax": softmax, "sigmoid": s
 
 def scores(labels: Labels, logits: Floats, function: str | None = None) -> Wide:
     """Return [N, C]: softmax for one label, sigmoid for several, the number itself for a score; or `function`."""
-    return (FUNCTIONS[function] if function else OF_KIND[labels.kind])(logits.astype(np.float64))
+    return FUNCTIONS[function](logits.astype(np.float64)) if function else shares(labels.kind, logits)
 
 
 def label_names(labels: Labels) -> tuple[str, ...]:
