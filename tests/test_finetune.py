@@ -127,6 +127,17 @@ def _without_dropout(source: Path, target: Path) -> None:
     write_folder(target, ModelFolder(config, found.weights, found.tokenizer), card="")
 
 
+def test_dropout_of_a_run_is_its_own(finished, tiny, reviews, tmp_path):
+    """A run without dropout is that of a model that has none; the folder it leaves keeps the model's own."""
+    still = tmp_path / "still"
+    _without_dropout(tiny, still)
+    finetune(still, tmp_path / "model", data=data_of(reviews), train=QUICK)
+    finetune(tiny, tmp_path / "run", data=data_of(reviews), train=QUICK | {"dropout": 0.0})
+    assert_same_weights(tmp_path / "model", tmp_path / "run")
+    assert not np.array_equal(weights_of(finished)["head.weight"], weights_of(tmp_path / "run")["head.weight"])
+    assert read_folder(tmp_path / "run" / "model").config == read_folder(tiny).config
+
+
 def test_micro_batches_give_the_same_update(tiny, reviews, tmp_path):
     still = tmp_path / "still"
     _without_dropout(tiny, still)

@@ -153,6 +153,17 @@ def test_scores_are_those_that_transformers_finds_in_the_folder(whole, tiny, cor
         np.testing.assert_array_equal(masked(input_ids=ids).logits, model(input_ids=ids).prediction_logits)
 
 
+def test_dropout_of_a_run_is_its_own(whole, still, tiny, corpus, tmp_path):
+    pretrain(still, corpus, tmp_path / "model", data=DATA, train=QUICK)
+    pretrain(tiny, corpus, tmp_path / "run", data=DATA, train=QUICK | {"dropout": 0.0})
+    model, run, other = (
+        [record["loss"] for record in records(path) if "loss" in record]
+        for path in (tmp_path / "model", tmp_path / "run", whole)
+    )
+    assert model == run != other
+    assert read_folder(tmp_path / "run" / "model").config == read_folder(tiny).config
+
+
 @pytest.mark.parametrize("pairs", [True, False])
 def test_the_first_loss_is_that_of_transformers(pairs, still, corpus, tmp_path):
     run = tmp_path / "run"

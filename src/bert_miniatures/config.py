@@ -167,6 +167,7 @@ class TrainConfig(Settings):
         epsilon: None means the optimizer's own, 1e-8 for adamw and 1e-6 for bertadam.
         warmup: share of all steps in which the learning rate rises linearly; then it falls linearly to 0.
         clip: global norm that gradients are cut to; 0 switches clipping off.
+        dropout: of every kind, in this run alone; None means those of the model.
         class_weights: `balanced` weighs each class by rows / (classes x rows of the class); or label name -> weight.
         standardise: regression targets are trained at mean 0, deviation 1, and folded back into the saved head.
         exact_speedups: the identities that leave the mathematics alone (docs/finetuning.md).
@@ -187,6 +188,7 @@ class TrainConfig(Settings):
     epsilon: float | None = Field(default=None, gt=0)
     warmup: float = Field(default=0.1, ge=0, le=1)
     clip: float = Field(default=1.0, ge=0)
+    dropout: float | None = Field(default=None, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] | dict[str, float] = "none"
     standardise: bool = True
     exact_speedups: bool = True

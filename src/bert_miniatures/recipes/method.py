@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from bert_miniatures.checkpoint import ModelFolder
-from bert_miniatures.config import TrainConfig
+from bert_miniatures.config import ModelConfig, TrainConfig
 from bert_miniatures.data.batches import Dataset
 from bert_miniatures.data.tasks import Task
 from bert_miniatures.errors import ConfigError, DataError
@@ -19,7 +19,8 @@ from bert_miniatures.model import Bert, build
 from bert_miniatures.names import Weights
 from bert_miniatures.objectives import Objective, classification, multilabel, regression
 
-__all__ = ["Aim", "fold", "labels_of", "model_of", "narrow", "nulls", "objective_of", "set_threads", "standard"]
+__all__ = ["Aim", "fold", "labels_of", "model_of", "narrow", "nulls", "objective_of", "set_threads", "standard",
+           "trained_sizes"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,12 @@ def narrow(data: Mapping[str, Dataset], config: TrainConfig) -> tuple[Any, dict[
     return used, {name: split.renumber(used) for name, split in data.items()}
 
 
+def trained_sizes(model: ModelConfig, config: TrainConfig) -> ModelConfig:
+    """Return the sizes of a model with the dropout that it is trained with."""
+    kinds = ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout")
+    return model if config.dropout is None else model.model_copy(update=dict.fromkeys(kinds, config.dropout))
+
+
 def model_of(
     parent: ModelFolder,
     full: Weights,
@@ -99,7 +106,7 @@ def model_of(
     helpers: Mapping[str, int] | None = None,
 ) -> Bert:
     """Build the model that is trained: with the rows `used` of the word table only, where they are given."""
-    sizes, weights = parent.config, full
+    sizes, weights = trained_sizes(parent.config, config), full
     if used is not None:
         sizes = sizes.model_copy(update={"vocab_size": len(used)})
         weights = full | {"embed.word.weight": full["embed.word.weight"][used]}

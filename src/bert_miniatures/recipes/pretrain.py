@@ -25,7 +25,7 @@ from bert_miniatures.horizon import Horizon, Pace
 from bert_miniatures.model import build
 from bert_miniatures.recipes.course import course_of, held_out_of
 from bert_miniatures.recipes.lessons import Lessons, lessons_of
-from bert_miniatures.recipes.method import nulls, set_threads
+from bert_miniatures.recipes.method import nulls, set_threads, trained_sizes
 from bert_miniatures.recipes.pace import Speed, gemm_peak, seconds_of_updates
 from bert_miniatures.recipes.running import Window, begun, updating
 from bert_miniatures.recipes.text_loading import TextInputs, groups_of_run, load_text_inputs, untrained
@@ -138,7 +138,8 @@ class _Pretraining:
                 raise ConfigError(f"{batches.batch_size} rows for {team.world} processes; each needs one (batch_size)")
         self.held_out = held_out_of(config, parent, inputs.corpus, inputs.held_out) if team.first else []
         groups, seed = groups_of_run(config), config.train.seed
-        model = build(parent.config, lessons.weights, groups=groups, helpers=lessons.helpers, seed=seed)
+        sizes = trained_sizes(parent.config, config.train)
+        model = build(sizes, lessons.weights, groups=groups, helpers=lessons.helpers, seed=seed)
         model.exact_speedups = config.train.exact_speedups
         self.model = model.to(self.device)
         self.state, self.objective = TrainState(self.model, config.train), lessons.objective()
