@@ -118,10 +118,11 @@ def test_extreme_logits_overflow_nowhere():
     assert answers(Labels("multilabel", ("a", "b")), extreme)[0] == {"labels": ["a"], "scores": {"a": 1.0, "b": 0.0}}
 
 
-def test_no_texts_no_answers(single, regression):
+def test_no_texts_no_answers(single, paired, regression):
     assert Predictor(single)([]) == []
     assert Predictor(single).logits([]).shape == (0, 3)
     assert Predictor(regression).logits([]).shape == (0, 1)
+    assert Predictor(paired).logits([]).shape == (0, 2)
 
 
 def test_what_is_asked_must_fit_the_model(single, paired):

@@ -70,13 +70,13 @@ class Predictor:
         """
         if isinstance(texts, str):
             raise DataError("expected a list of texts, got one text; write [text]")
-        if self.labels.pair and pairs is None:
+        if self.labels.pair and pairs is None and len(texts):
             raise DataError("this model compares two texts; give the second ones too (--pair COLUMN)")
         if pairs is not None and not self.labels.pair and self.labels.task is not None:
             raise DataError("this model reads one text, got pairs; leave --pair out")
         if pairs is not None and len(pairs) != len(texts):
             raise DataError(f"{len(texts)} texts and {len(pairs)} second texts")
-        if not texts:
+        if not len(texts):
             return np.empty((0, max(1, len(self.labels.names))), np.float32)
         found = self.engine.logits(texts, pairs)
         if not np.isfinite(found).all():

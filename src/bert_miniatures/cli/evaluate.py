@@ -9,6 +9,7 @@ import typer
 def evaluate(
     run: Annotated[Path, typer.Argument(help="a finished run folder")],
     split: Annotated[str, typer.Option(help="dev, train, for MNLI dev_mismatched too")] = "dev",
+    offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
     """Score a run's model on a split of its data."""

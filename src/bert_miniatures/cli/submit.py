@@ -17,6 +17,7 @@ def submit(
     glue: Annotated[Path | None, typer.Option(help="GLUE with its test files; default: that of the runs")] = None,
     model: Annotated[str | None, typer.Option(help="which model, where DIR has runs of several")] = None,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="write the files that can be written")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
     check: Annotated[Path | None, typer.Option(metavar="ZIP", help="check a zip, whatever made it")] = None,
 ) -> None:
     """Write a GLUE submission from the best run of each task, or check one with --check."""
