@@ -31,9 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,15 +51,10 @@ Engine = Callable[[list[str]], list[Answer]]
 
 def make_models(folder: Path, glue: Path) -> None:
     """Make the classifier as a model folder, as a deploy folder, and as the graphs of the others."""
-    from bert_miniatures.checkpoint import Labels, read_folder, write_folder
     from bert_miniatures.exporting import export
-    from bert_miniatures.model import build
-    from start_model import make
+    from start_model import make_classifier
 
-    found = read_folder(make(folder / "base"))
-    labels = Labels("classification", NAMES, task="sst2", max_length=MAX_LENGTH)
-    weights = build(found.config, found.weights, groups={"pooler", "head"}, classes=2, seed=3).weights()
-    write_folder(folder / "model", replace(found, weights=weights, labels=labels), card="For a benchmark.\n")
+    make_classifier(folder / "model")
     # any loss of int8 is taken: random weights have no score to lose
     export(folder / "model", folder / "deploy", int8=True, check="sst2", glue=glue, margin=100.0, at_most=100.0)
     export_theirs(folder)
@@ -312,11 +305,6 @@ def summary(found: dict[str, dict[str, list[float]]], gflops: float, peak: float
     return {"sides": out, "ratios": ratios}
 
 
-def sst2(glue: Path, split: str) -> list[str]:
-    lines = (glue / "SST-2" / f"{split}.tsv").read_text(encoding="utf-8").split("\n")[1:]
-    return [line.split("\t")[0] for line in lines if line]
-
-
 def work_of(folder: Path, texts: list[str]) -> float:
     """Return the billions of floating-point operations of a text, forward."""
     from bert_miniatures.tokenizer import Tokenizer
@@ -335,7 +323,9 @@ def main() -> None:
     options = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
         os.environ[name] = "1"  # inherited by every side
+    from bert_miniatures.card import versions
     from finetune_speed import cpu_name, gemm_peak
+    from start_model import sst2  # torch, which what is measured must not import
 
     texts, singles = sst2(options.glue, "train")[: options.texts], sst2(options.glue, "dev")[: options.singles]
     with tempfile.TemporaryDirectory() as name:
@@ -345,20 +335,13 @@ def main() -> None:
         peak, gflops = gemm_peak(1), work_of(folder, texts)
         result = summary(found, gflops, peak)
         result["workers"] = workers(folder, sst2(options.glue, "train")[:40_000], max(1, options.rounds // 2))
-    packages = ("onnxruntime", "torch", "transformers", "openvino", "bert-miniatures")
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count()} | {name: found_version(name) for name in packages}
+    packages = ("onnxruntime", "torch", "transformers", "openvino")
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count()} | versions(*packages)
     about = {"size": SIZE, "texts": len(texts), "rounds": options.rounds, "threads": 1}
     about |= {"gemm_peak_gflops": round(peak, 1), "gflop_per_text": round(gflops, 4)}
     about |= {"date": date.today().isoformat(), "machine": machine}
     RESULT.write_text(json.dumps(about | result, indent=1) + "\n")
     print(json.dumps(about | result, indent=1))
-
-
-def found_version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

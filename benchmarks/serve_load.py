@@ -33,9 +33,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,18 +50,12 @@ ALLOWED = {200, 429, 503}
 
 def make_models(folder: Path) -> tuple[Path, Path]:
     """Make the classifier, as a model folder and as a deploy folder."""
-    from bert_miniatures.checkpoint import Labels, read_folder, write_folder
     from bert_miniatures.exporting import export
-    from bert_miniatures.model import build
-    from start_model import make
+    from start_model import make_classifier
 
-    found = read_folder(make(folder / "base"))
-    labels = Labels("classification", ("negative", "positive"), task="sst2", max_length=128)
-    weights = build(found.config, found.weights, groups={"pooler", "head"}, classes=2, seed=3).weights()
-    weights["head.weight"] = weights["head.weight"] * 30  # so that the answers differ
-    write_folder(folder / "model", replace(found, weights=weights, labels=labels), card="For a benchmark.\n")
-    export(folder / "model", folder / "deploy")
-    return folder / "model", folder / "deploy"
+    model = make_classifier(folder / "model", scale=30)  # so that the answers differ
+    export(model, folder / "deploy")
+    return model, folder / "deploy"
 
 
 def serve_naively(model: str, port: int, threads: int) -> None:
@@ -373,11 +366,6 @@ def memory(side: Side, requests: Requests, most: int) -> dict[str, Any]:
     return found
 
 
-def sst2(glue: Path) -> list[str]:
-    lines = (glue / "SST-2" / "dev.tsv").read_text(encoding="utf-8").split("\n")[1:]
-    return [line.split("\t")[0] for line in lines if line]
-
-
 def distinct(deploy: Path, texts: list[str]) -> tuple[list[str], list[tuple[str, float]]]:
     """Return the texts whose answers differ by more than the tolerance, and the answers."""
     from bert_miniatures import Predictor
@@ -387,13 +375,6 @@ def distinct(deploy: Path, texts: list[str]) -> tuple[list[str], list[tuple[str,
         kept.setdefault((answer["label"], round(answer["score"] / 4e-4)), (text, (answer["label"], answer["score"])))
     rows = list(kept.values())
     return [text for text, _ in rows], [answer for _, answer in rows]
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    packages = ("fastapi", "uvicorn", "httptools", "onnxruntime", "torch", "transformers")
-    return {"cpu": cpu, "cores": os.cpu_count()} | {name: version(name) for name in packages}
 
 
 def main() -> None:
@@ -408,11 +389,17 @@ def main() -> None:
     parser.add_argument("--only", choices=("compare", "overload", "memory"), help="one part alone")
     parser.add_argument("--out", type=Path, default=RESULT, help="where the JSON goes")
     options = parser.parse_args()
-    result: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine(), "seconds": options.seconds}
+    from bert_miniatures.card import versions
+    from finetune_speed import cpu_name
+    from start_model import sst2  # torch, whose import the naive server pays itself
+
+    machine = {"cpu": cpu_name(), "cores": os.cpu_count()}
+    machine |= versions("fastapi", "uvicorn", "httptools", "onnxruntime", "transformers")
+    result: dict[str, Any] = {"date": date.today().isoformat(), "machine": machine, "seconds": options.seconds}
     wanted = [options.only] if options.only else ["compare", "overload", "memory"]
     with tempfile.TemporaryDirectory() as folder:
         model, deploy = make_models(Path(folder))
-        texts, answers = distinct(deploy, sst2(options.glue))
+        texts, answers = distinct(deploy, sst2(options.glue, "dev"))
         result |= {"texts": len(texts), "rounds": options.rounds}
         ours = ["-m", "bert_miniatures", "serve", str(deploy), "--port"]
         naive = [__file__, "--naive", str(model)]

@@ -8,11 +8,12 @@ model does not, so that differences between settings can be seen.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from bert_miniatures.checkpoint import ModelFolder, read_folder, write_folder
+from bert_miniatures.checkpoint import Labels, ModelFolder, read_folder, write_folder
 from bert_miniatures.config import ModelConfig
 from bert_miniatures.model import build
 from finetune_parity import minilm_folder
@@ -32,6 +33,22 @@ def make(path: Path) -> Path:
     weights["embed.word.weight"] = (reduced * (0.02 / reduced.std())).astype(np.float32)
     write_folder(path, ModelFolder(config, weights, teacher.tokenizer), card="Word vectors only; for benchmarks.\n")
     return path
+
+
+def make_classifier(path: Path, *, scale: float = 1.0) -> Path:
+    """Write the model folder with a random classifier of two labels, its weights multiplied by `scale`."""
+    found = read_folder(make(path.with_name(f"{path.name}-start")))
+    weights = build(found.config, found.weights, groups={"pooler", "head"}, classes=2, seed=3).weights()
+    weights["head.weight"] = weights["head.weight"] * scale
+    labels = Labels("classification", ("negative", "positive"), task="sst2", max_length=128)
+    write_folder(path, replace(found, weights=weights, labels=labels), card="For a benchmark.\n")
+    return path
+
+
+def sst2(glue: Path, split: str) -> list[str]:
+    """Return the sentences of a split."""
+    lines = (glue / "SST-2" / f"{split}.tsv").read_text(encoding="utf-8").split("\n")[1:]
+    return [line.split("\t")[0] for line in lines if line]
 
 
 if __name__ == "__main__":
