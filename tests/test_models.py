@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bert_miniatures import models
-from bert_miniatures.errors import CheckpointError, UnknownName, UserError
+from bert_miniatures.errors import CheckpointError, UnknownName
 from bert_miniatures.zoo import ZOO
 from loopback import GUARD, miniatures, python
 
@@ -116,14 +116,6 @@ def test_what_is_no_model_is_said(home: Path) -> None:
         models.resolve("file.zip")
     with pytest.raises(UnknownName, match="unknown model 'midi'; did you mean 'mini'"):
         models.resolve("midi")
-
-
-def test_the_starter_is_in_the_package_or_is_said_to_be_missing() -> None:
-    if models.is_model(models.STARTER):
-        assert models.resolve("starter") == models.STARTER
-    else:
-        with pytest.raises(UserError, match="comes without a starter model; 'miniatures fetch tiny'"):
-            models.resolve("starter")
 
 
 def test_offline_can_be_asked_for_in_python(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bert_miniatures.download import Source, fetch, forget, google_url, held, hub_snapshot
-from bert_miniatures.errors import CheckpointError, DownloadFailed, MissingExtra, OutputExists, UnknownName, UserError
+from bert_miniatures.errors import CheckpointError, DownloadFailed, MissingExtra, OutputExists, UnknownName
 from bert_miniatures.files import cache_folder, is_offline
 from bert_miniatures.transfer import Unreachable, locked, say
 from bert_miniatures.zoo import Miniature, lookup
@@ -54,7 +54,7 @@ def resolve(name: str, *, offline: bool | None = None) -> Path:
         PosixPath('runs/first/model')
     """
     if name == "starter":
-        return _starter()
+        return STARTER
     try:
         model = lookup(name)
     except UnknownName:
@@ -149,12 +149,6 @@ def _convert(model: Miniature, source: str, raw: Path, target: Path, overwrite: 
         raise
     forget(model)
     return Obtained(target, source, conversion)
-
-
-def _starter() -> Path:
-    if is_model(STARTER):
-        return STARTER
-    raise UserError("this version of bert-miniatures comes without a starter model; 'miniatures fetch tiny' gets one")
 
 
 def _folder(path: Path) -> Path:
