@@ -221,6 +221,15 @@ def test_cross_encoder(kind, precision, deployed):
     agree(found, deployed / kind, rows_of(kind), precision, logits=False)
 
 
+@pytest.mark.parametrize("kind", ["paired", "scored"])
+def test_cross_encoder_of_a_model_folder(kind, models):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    length = KINDS[kind].max_length  # a model folder is not tied to the length that it was fine-tuned with
+    model = sentence_transformers.CrossEncoder(str(models / kind), device="cpu", max_length=length)
+    found = model.predict(list(zip(*rows_of(kind), strict=True)), apply_softmax=kind == "paired", batch_size=7)
+    agree(found, models / kind, rows_of(kind), logits=False)
+
+
 def test_config_names_what_cross_encoder_makes_of_logits(deployed):
     """The class itself needs optimum; the names must be those of torch, and give what Predictor gives."""
     import torch

@@ -36,6 +36,8 @@ _PROBLEMS = {
     "regression": "regression",
     "multilabel": "multi_label_classification",
 }
+# kind of model -> what a CrossEncoder of sentence-transformers makes of logits; by itself sigmoid of one, else nothing
+_CROSS_ENCODER = {"regression": "torch.nn.modules.linear.Identity", "multilabel": "torch.nn.modules.activation.Sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -285,6 +287,8 @@ def config_document(model: ModelFolder) -> dict[str, Any]:
         document["id2label"] = {str(i): name for i, name in enumerate(names)}
         document["label2id"] = {name: i for i, name in enumerate(names)}
         document["problem_type"] = _PROBLEMS[model.labels.kind]
+        if model.labels.kind in _CROSS_ENCODER:
+            document["sentence_transformers"] = {"activation_fn": _CROSS_ENCODER[model.labels.kind]}
     return document
 
 

@@ -26,8 +26,6 @@ __all__ = ["TOLERANCE", "export", "parity"]
 
 TOLERANCE = 1e-4  # of a logit, relative to it where it is above 1
 _BATCHES = 9
-# kind of model -> what a CrossEncoder of sentence-transformers makes of logits; by itself sigmoid of one, else nothing
-_CROSS_ENCODER = {"regression": "torch.nn.modules.linear.Identity", "multilabel": "torch.nn.modules.activation.Sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def _write(
     (folder / MAPPED).write_bytes(small)
     listed[FILES["fp32"]]["mapped"] = {"file": MAPPED, "sha256": hashlib.sha256(small).hexdigest()}
     tokenizer.save(folder, positions=source.max_length)  # so that other programs cut where Predictor does
-    write_json(folder / "config.json", _config(source))
+    write_json(folder / "config.json", config_document(source.found))
     meta: dict[str, Any] = {"format": FORMAT, **source.facts, "onnx": listed}
     settings = {key: getattr(tokenizer, key) for key in TOKENIZER_SETTINGS}
     vocabulary = hashlib.sha256((folder / "vocab.txt").read_bytes()).hexdigest()
@@ -200,12 +198,6 @@ def _write(
     assert source.found.labels is not None
     (folder / "README.md").write_text(deploy_card(source.found.labels, source.found.config, meta), encoding="utf-8")
     return meta
-
-
-def _config(source: _Source) -> dict[str, Any]:
-    """Return config.json: that of the model, and what sentence-transformers looks for."""
-    document, activation = config_document(source.found), _CROSS_ENCODER.get(source.facts["kind"])
-    return document if activation is None else document | {"sentence_transformers": {"activation_fn": activation}}
 
 
 def _finite(value: Any) -> Any:
