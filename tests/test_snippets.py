@@ -26,7 +26,7 @@ from bert_miniatures.errors import UserError
 from commands import Done, shell
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page.name: page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {page.name: page for page in (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))}
 GENERATED = {"api.md": "signatures and docstrings", "commands.md": "usage lines"}  # compared in tests/test_docs.py
 
 # Blocks that are run by another test: (page, how the block begins) -> the test file, which names the page.
