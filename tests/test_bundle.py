@@ -44,6 +44,8 @@ def test_a_model_and_its_bundle_are_always_the_same(tiny, tmp_path):
     for name in ("a.zip", "b.zip"):
         assert bundle(tiny, tmp_path / name)["kind"] == "model"
     assert (tmp_path / "a.zip").read_bytes() == (tmp_path / "b.zip").read_bytes()
+    with zipfile.ZipFile(tmp_path / "a.zip") as packed:
+        assert {entry.date_time for entry in packed.infolist()} == {(1980, 1, 1, 0, 0, 0)}  # not when it was packed
     unbundle(tmp_path / "a.zip", tmp_path / "there")
     assert contents(tmp_path / "there") == contents(tiny)
 

@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import validate_data
 
 from bert_miniatures import MiniatureClassifier, MiniatureRegressor, Predictor, finetune
-from bert_miniatures.errors import CheckpointError, OutputExists
+from bert_miniatures.errors import CheckpointError, ConfigError, OutputExists
 from bert_miniatures.estimator_input import texts_of
 
 FAST = {"batch_size": 16, "learning_rate": 5e-3, "epochs": 1, "max_length": 37, "settings": {"threads": 1}}
@@ -203,6 +203,30 @@ def test_classes_keep_their_type(tiny, rows, tmp_path):
         assert opened.classes_.tolist() == sorted(values)
         assert opened.classes_.dtype == model.classes_.dtype
         assert set(opened.predict(rows[0]).tolist()) <= set(values)
+
+
+def test_class_weights_are_learnt_with(tiny, rows):
+    """A class that weighs more is answered more."""
+    plain, heavy = (MiniatureClassifier(tiny, **FAST, class_weight=w).fit(*rows) for w in (None, {"positive": 20}))
+    assert heavy.predict_proba(rows[0])[:, 1].mean() > plain.predict_proba(rows[0])[:, 1].mean() + 0.05
+
+
+def test_settings_are_those_of_training_and_talk_is_asked_for(tiny, rows, capsys):
+    with pytest.raises(ConfigError, match="warmup"):
+        MiniatureClassifier(tiny, settings={"warmpu": 0.2}).fit(*rows)
+    MiniatureClassifier(tiny, **FAST).fit(*rows)
+    assert capsys.readouterr().err == ""
+    model = MiniatureClassifier(tiny, **FAST, verbose=True).fit(*rows)
+    assert "131 rows" in capsys.readouterr().err
+    assert [record["step"] for record in model.history_ if "loss" in record][-1] == 9
+
+
+def test_texts_are_cut_when_it_answers_as_when_it_learnt(tiny, rows):
+    with pytest.warns(UserWarning, match=r"9\d% of the texts are cut"):
+        model = MiniatureClassifier(tiny, **(FAST | {"max_length": 5})).fit(*rows)
+    one, other, third = model.predict_proba(["a b c good", "a b c very bad film", "a b good c"])
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    assert abs(one - third).max() > 1e-4
 
 
 def test_regression_on_pairs(tiny):

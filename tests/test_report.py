@@ -1,9 +1,11 @@
 """The report: numbers against scikit-learn and scipy, a page that loads nothing and that no text can break."""
 
+import html as markup
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,15 +13,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
-from scipy.special import softmax
-from sklearn.metrics import confusion_matrix, log_loss
+from scipy.special import expit, softmax
+from sklearn.metrics import confusion_matrix, log_loss, mean_absolute_error
 
-from bert_miniatures import finetune
+from bert_miniatures import finetune, predictions
 from bert_miniatures.choice import choose
 from bert_miniatures.errors import DataError
 from bert_miniatures.report import page
 from bert_miniatures.report.facts import calibrated, cells_of, confusion, grids, losses
 from bert_miniatures.report.markup import table, tag
+from bert_miniatures.report.parts import _points, details
 from bert_miniatures.results import collect
 from commands import shell
 
@@ -98,6 +101,16 @@ def test_numbers_are_those_of_scikit_learn(rows, classes, seed):
     assert confusion(hidden, np.append(said, 0), classes).sum() == rows
 
 
+@given(some.integers(1, 60), some.integers(0, 9))
+def test_losses_of_labels_and_scores(rows, seed):
+    drawn = np.random.default_rng(seed)
+    gold, logits = drawn.integers(0, 2, (rows, 3)), drawn.normal(size=(rows, 3)).astype(np.float32)
+    each = [log_loss(gold[:, i], expit(logits[:, i].astype(np.float64)), labels=[0, 1]) for i in range(3)]
+    assert losses("multilabel", logits, gold).mean() == pytest.approx(sum(each))
+    expected = mean_absolute_error(gold[:, 0], logits[:, 0].astype(np.float64))
+    assert losses("regression", logits[:, :1], gold[:, 0]).mean() == pytest.approx(expected)
+
+
 def test_calibration_error_by_hand():
     """Bins of a fifteenth: 0.95 and 0.96 share one, 0.62 is alone."""
     found = calibrated(np.array([0.95, 0.96, 0.62, 1.0]), np.array([True, False, True, True]))
@@ -125,6 +138,24 @@ def test_cells_are_those_that_the_choice_was_made_from(runs):
     assert any(cell.runs == own.best.runs for cell in grid.cells.values())
 
 
+def test_cells_within_the_noise_are_near_and_no_others(runs):
+    every = collect([runs])
+    own = next(choice for choice in choose(every) if choice.cells == 4)
+    cells = cells_of(own, every)
+    (grid,) = grids(own, cells)
+    place = next(place for place, cell in grid.cells.items() if len(cell.scores) == 1)
+    for share, near in ((0.5, True), (2, False)):
+        score = own.best.mean - share * grid.band
+        moved = [replace(cell, scores=(score,)) if cell is grid.cells[place] else cell for cell in cells]
+        assert (place in grids(own, moved)[0].near) == near
+
+
+def test_curves_end_at_the_last_epoch(runs):
+    for run in collect([runs]):
+        assert _points(run, None)[-1][0] == pytest.approx(run.epochs)
+        assert _points(run, run.metric)[-1] == pytest.approx((run.epochs, 100 * run.score))
+
+
 # ----------------------------------------------------------------------------------------------------- the page
 
 
@@ -140,6 +171,81 @@ def test_every_part_is_there(html):
         assert wanted in said
     assert len([1 for name, attributes in found.tags if name == "td" and attributes.get("class") == "chosen"]) == 1
     assert "good film" in said  # the texts of the worst answers
+
+
+@pytest.fixture(scope="module")
+def told(runs) -> dict[str, tuple[predictions.Predictions, str]]:
+    """Return for each folder the dev predictions of the chosen run, and what the report says of it."""
+    every, found = collect([runs]), {}
+    for choice in choose(every):
+        text = "".join(details(choice, every))
+        name = choice.run.path.relative_to(runs).parts[0]
+        found[name] = (predictions.read(choice.run.path / "predictions" / "dev.parquet"), text)
+    return found
+
+
+def rows_below(text: str, heading: str) -> list[list[str]]:
+    """Return the rows of the first table below a heading, as text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", text.split(heading)[1].split("</table>")[0], flags=re.DOTALL)
+    cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.DOTALL) for row in rows]
+    return [[markup.unescape(cell) for cell in row] for row in cells][1:]
+
+
+@pytest.mark.parametrize("name", ["own", "nasty"])
+def test_confusion_and_calibration_are_those_of_the_chosen_run(told, name):
+    found, text = told[name]
+    gold, said = found.gold, found.logits.argmax(1)
+    shown = [[int(cell.split()[0]) for cell in row[1:]] for row in rows_below(text, "Confusion of the best run")]
+    assert shown == confusion_matrix(gold, said, labels=[0, 1]).tolist()
+    sure, right = softmax(found.logits.astype(np.float64), axis=1).max(1).mean(), (gold == said).mean()
+    way = "more" if sure > right else "less"
+    assert f"sure by {sure:.1%}, right in {right:.1%}; {way} sure than right" in markup.unescape(text)
+
+
+@pytest.mark.parametrize("name", ["own", "nasty", "pairs"])
+def test_the_worst_errors_come_first_and_are_errors(told, name):
+    found, text = told[name]
+    kind = "regression" if name == "pairs" else "classification"
+    wrong = dict(zip(found.row_ids, losses(kind, found.logits, found.gold), strict=True))
+    missed = [kind == "regression" or a != g for a, g in zip(found.logits.argmax(1), found.gold, strict=True)]
+    shown = [row[0] for row in rows_below(text, "Worst errors")]
+    candidates = [row for row, is_error in zip(found.row_ids, missed, strict=True) if is_error]
+    assert len(shown) == min(8, len(candidates))
+    assert set(shown) <= set(candidates)
+    assert [wrong[row] for row in shown] == sorted((wrong[row] for row in candidates), reverse=True)[:8]
+
+
+def test_scores_and_labels_are_counted(told):
+    found, text = told["pairs"]
+    off = found.logits[:, 0].astype(np.float64) - found.gold
+    assert f"On average {abs(off).mean():.2f} off, {off.mean():+.2f} with its sign." in text
+    found, text = told["several"]
+    said = found.logits >= 0
+    counts = [
+        (int(gold.sum()), int(a.sum()), int((gold * a).sum())) for gold, a in zip(found.gold.T, said.T, strict=True)
+    ]
+    assert [tuple(map(int, row[1:])) for row in rows_below(text, "Labels of the best run")] == counts
+
+
+def test_the_best_cell_is_the_darkest(told):
+    found = re.findall(
+        r'<td( class="chosen")?[^>]*?style="[^"]*\(--accent\) (\d+)%', told["own"][1].split("Confusion")[0]
+    )
+    assert sorted(int(depth) for _, depth in found)[-1] == 60
+    assert [depth for chosen, depth in found if chosen] == ["60"]
+    assert min(int(depth) for _, depth in found) == 0
+
+
+def test_a_run_without_a_score_is_said(runs):
+    (run,) = collect([runs / "nasty"])
+    text = page.report([replace(run, scores={}, finding="the loss is no number")])
+    assert text.count("the loss is no number") == 2  # among the warnings, and where the score would be
+    assert "No run has a score on dev" in text
+
+
+def test_the_environment_names_the_data(runs, html):
+    for choice in choose(collect([runs])):
+        assert choice.run.data_sha256["dev"][:12] in html
 
 
 def test_it_loads_nothing_and_is_small(html):
