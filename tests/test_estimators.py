@@ -19,7 +19,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import validate_data
 
 from bert_miniatures import MiniatureClassifier, MiniatureRegressor, Predictor, finetune
-from bert_miniatures.errors import CheckpointError, ConfigError, OutputExists
+from bert_miniatures.errors import CheckpointError, OutputExists, UnknownName
 from bert_miniatures.estimator_input import texts_of
 
 FAST = {"batch_size": 16, "learning_rate": 5e-3, "epochs": 1, "max_length": 37, "settings": {"threads": 1}}
@@ -212,7 +212,7 @@ def test_class_weights_are_learnt_with(tiny, rows):
 
 
 def test_settings_are_those_of_training_and_talk_is_asked_for(tiny, rows, capsys):
-    with pytest.raises(ConfigError, match="warmup"):
+    with pytest.raises(UnknownName, match="warmup"):
         MiniatureClassifier(tiny, settings={"warmpu": 0.2}).fit(*rows)
     MiniatureClassifier(tiny, **FAST).fit(*rows)
     assert capsys.readouterr().err == ""
@@ -248,6 +248,7 @@ def test_save_and_load_without_pickle(fitted, rows, tmp_path):
     opened = MiniatureClassifier.load(folder)
     np.testing.assert_array_equal(opened.predict_proba(rows[0]), fitted.predict_proba(rows[0]))
     assert clone(opened).get_params()["epochs"] == 6
+    assert opened.result_ == fitted.result_
     assert [answer["label"] for answer in Predictor(folder)(rows[0])] == fitted.predict(rows[0]).tolist()
     assert not [file.name for file in folder.iterdir() if file.suffix in {".pkl", ".joblib", ".bin", ".pt"}]
     assert json.loads((folder / "miniature.json").read_text(encoding="utf-8"))["estimator"]["classes"] == [
@@ -260,10 +261,18 @@ def test_save_and_load_without_pickle(fitted, rows, tmp_path):
         MiniatureRegressor.load(folder)
 
 
+def test_a_seed_that_was_drawn_is_written_down(tiny, rows, tmp_path):
+    model = MiniatureClassifier(tiny, **FAST, random_state=None).fit(*rows)
+    opened = MiniatureClassifier.load(model.save(tmp_path / "kept"))
+    assert opened.random_state == model.result_["seed"] != 1
+    np.testing.assert_array_equal(clone(opened).fit(*rows).predict_proba(rows[0]), model.predict_proba(rows[0]))
+
+
 def test_a_run_of_finetune_is_an_estimator(reviews, tiny, tmp_path):
     data, train = {"train": reviews[0], "max_length": 37}, {"epochs": 1, "threads": 1}
     finetune(tiny, tmp_path / "run", data=data, train=train)
     opened = MiniatureClassifier.load(tmp_path / "run")
+    assert opened.max_length == 37
     assert opened.classes_.tolist() == ["negative", "positive"]
     assert len(opened.predict(["a good film"])) == 1
 

@@ -238,9 +238,9 @@ def test_the_best_cell_is_the_darkest(told):
 
 def test_a_run_without_a_score_is_said(runs):
     (run,) = collect([runs / "nasty"])
-    text = page.report([replace(run, scores={}, finding="the loss is no number")])
-    assert text.count("the loss is no number") == 2  # among the warnings, and where the score would be
-    assert "No run has a score on dev" in text
+    text = page.report([run.model_copy(update={"scores": {}, "finding": "the loss is no number"})])
+    assert f"{run.path}: the loss is no number" in text  # among the warnings
+    assert "No run has a score on dev: the loss is no number." in text
 
 
 def test_the_environment_names_the_data(runs, html):
