@@ -22,7 +22,7 @@ from bert_miniatures.errors import DataError
 from bert_miniatures.report import page
 from bert_miniatures.report.facts import calibrated, cells_of, confusion, grids, losses
 from bert_miniatures.report.markup import table, tag
-from bert_miniatures.report.parts import _points, details
+from bert_miniatures.report.parts import _points, _worst, details
 from bert_miniatures.results import collect
 from commands import shell
 
@@ -213,6 +213,16 @@ def test_the_worst_errors_come_first_and_are_errors(told, name):
     assert len(shown) == min(8, len(candidates))
     assert set(shown) <= set(candidates)
     assert [wrong[row] for row in shown] == sorted((wrong[row] for row in candidates), reverse=True)[:8]
+
+
+def test_right_answers_are_no_errors_however_unsure():
+    logits = np.array([[2, 1.9], [0, 3], [1, 2]], np.float32)
+    for gold, wrong in (([0, 1, 0], ["c"]), ([0, 1, 1], [])):
+        found = predictions.Predictions(["a", "b", "c"], logits, ["x", "y"], np.array(gold))
+        text = "".join(_worst("classification", found, None, "the data are gone"))
+        assert [row[0] for row in rows_below(text, "Worst errors")] == wrong
+        assert ("Without texts: the data are gone." in text) == bool(wrong)
+        assert ("every dev row is answered right" in text) != bool(wrong)
 
 
 def test_scores_and_labels_are_counted(told):
