@@ -25,10 +25,10 @@ RESULTS = Path(__file__).parent / "results"
 Cell = dict[str, Any]
 
 
-def cells_of(out: Path, task: str) -> list[Cell]:
-    """Return the results of a task's finished cells."""
+def cells_of(out: Path, model: str, task: str) -> list[Cell]:
+    """Return the results of the finished cells of a model and a task."""
     found = [json.loads(path.read_text()) for path in sorted(out.glob(f"*/{task}/*/result.json"))]
-    return [one for one in found if one["scores"].get("dev")]
+    return [one for one in found if one["model"] == model and one["scores"].get("dev")]
 
 
 def chosen(options: argparse.Namespace, task: str) -> list[Cell]:
@@ -39,14 +39,16 @@ def chosen(options: argparse.Namespace, task: str) -> list[Cell]:
     command += ["--glue", str(options.glue)]
     quiet = {"check": True, "stdout": subprocess.DEVNULL}
     subprocess.run([*command, "--out", str(out)] + ["--adaptive"] * adaptive, **quiet)
-    first = [cell for cell in cells_of(out, task) if cell["seed"] == 1 and cell["epoch"] == cell["epochs"]]
+    cells = cells_of(out, options.model, task)
+    first = [cell for cell in cells if cell["seed"] == 1 and cell["epoch"] == cell["epochs"]]
     best = max(first, key=lambda cell: float(cell["scores"]["dev"][METRICS[task]]))
     settings = ("batch_size", "learning_rate")
     grid = options.scratch / f"{task}.toml"
     grid.write_text("[grid]\n" + "".join(f"{name} = [{best[name]}]\n" for name in settings))
     seeds = options.scratch / "seeds"
     subprocess.run([*command, "--grid", str(grid), "--seeds", str(options.seeds), "--out", str(seeds)], **quiet)
-    return [cell for cell in cells_of(seeds, task) if all(cell[name] == best[name] for name in settings)]
+    cells = cells_of(seeds, options.model, task)
+    return [cell for cell in cells if all(cell[name] == best[name] for name in settings)]
 
 
 def row(task: str, cells: list[Cell]) -> dict[str, Any]:

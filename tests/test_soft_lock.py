@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from bert_miniatures import soft_labels
 from bert_miniatures.checkpoint import Labels, read_folder, write_folder
 from bert_miniatures.model import build
 from bert_miniatures.predict import Predictor
-from commands import environment
+from commands import environment, until
 
 # Reads the inputs of a distillation once the files named exist: the other processes are there, the holder has the lock.
 SCRIPT = """
@@ -84,9 +83,7 @@ def test_the_work_is_done_once_and_goes_on_when_its_holder_is_killed(tiny, teach
     settings, parts = settings_of(tiny, teacher, reviews), tmp_path / "cache" / "teachers"
     holder = begin(tmp_path, settings, "holder", [], hangs="begun")
     others = [begin(tmp_path, settings, name, ["begun", "a", "b"]) for name in ("a", "b")]
-    until = time.monotonic() + 60
-    while not list(parts.glob("*.parts/000000.parquet")) and holder.poll() is None and time.monotonic() < until:
-        time.sleep(0.01)
+    until(lambda: list(parts.glob("*.parts/000000.parquet")) or holder.poll() is not None)
     first = next(parts.glob("*.parts/000000.parquet"))
     inode, hashes = first.stat().st_ino, soft_labels.read(first).hashes
     for process in others:
