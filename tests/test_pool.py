@@ -21,6 +21,7 @@ for line in sys.stdin:
     print(json.dumps({"progress": [1, 2]}), flush=True)
     if job.get("die") and not os.path.exists(job["die"]):
         open(job["die"], "w").close() if job.get("once") else None
+        print('{"answer": {"do', end="", flush=True) if job.get("half") else None
         os.kill(os.getpid(), job.get("signal", signal.SIGKILL))
     if "exit" in job:
         print("this is why", file=sys.stderr)
@@ -62,13 +63,27 @@ def test_jobs_may_be_added_while_others_run_and_first_ones_go_first(pool):
     assert seen == ["a", "c", "b"]
 
 
-def test_a_killed_worker_is_replaced_and_its_job_tried_once_more(pool, tmp_path):
-    pool.submit(Job("bad day", {"number": 5, "die": str(tmp_path / "died"), "once": True}))
+@pytest.mark.parametrize("half", [False, True])
+def test_a_killed_worker_is_replaced_and_its_job_tried_once_more(half, pool, tmp_path):
+    """Killed in the middle of its answer, too."""
+    pool.submit(Job("bad day", {"number": 5, "die": str(tmp_path / "died"), "once": True, "half": half}))
     events = list(pool.events())
     assert [event.note for event in events if event.note] == [
         "bad day: the worker was killed by signal 9; most likely out of memory; it is tried again"
     ]
     assert events[-1].answer["done"] == 5
+
+
+def test_a_large_request_is_sent_whole_though_signals_come(pool):
+    """A signal that is heard ends a blocked write before its end."""
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+        pool.submit(Job("large", {"number": 7, "text": "x" * 5_000_000}))
+        assert [event.answer["done"] for event in pool.events() if event.answer] == [7]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_deaths_are_forgotten_when_a_job_is_answered(pool, tmp_path):

@@ -17,7 +17,7 @@ LAYERS = [
     {"errors"},
     {"files", "horizon", "zoo", "machine", "outputs", "watch", "pool", "report.markup", "serve.failures", "serve.limits",
      "data.on_demand"},
-    {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "pool_worker", "word_start", "data.lines",
+    {"config", "metrics", "archive", "leveldb", "transfer", "vocabulary", "pool_worker", "ray_cluster", "word_start", "data.lines",
      "data.mixture", "data.sentences", "data.tasks", "choose.timing"},
     {"distill_config", "tokenizer", "tf_bundle", "names", "hub", "predictions", "results", "traps", "memory",
      "data.columns", "data.corpus", "data.glue_parquet", "data.labels", "data.tables", "choose.picking"},

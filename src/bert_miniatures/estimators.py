@@ -221,7 +221,7 @@ def _inputs(task: Task, rows: Examples, config: FinetuneConfig, watch: Watch) ->
     from bert_miniatures.recipes.loading import Inputs, encoded, read_parent
 
     parent = read_parent(config, watch)
-    data = encoded("train", rows, parent.tokenizer, config.data.max_length, watch)
+    data = encoded("train", rows, parent, config.data.max_length, watch)
     return Inputs(task, parent, {"train": rows}, {"train": data})
 
 

@@ -72,9 +72,10 @@ class _Worker:
     def say(self, message: Mapping[str, Any]) -> None:
         """Send a line; a worker that died is noticed when its output ends."""
         assert self.process.stdin is not None
+        left = memoryview(json.dumps(message).encode() + b"\n")
         with contextlib.suppress(OSError):
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
+            while left:  # a signal that is heard meanwhile ends a write before its end
+                left = left[self.process.stdin.write(left) :]
 
 
 @dataclass

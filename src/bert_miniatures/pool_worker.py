@@ -6,8 +6,9 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import IO, Any
 
 from bert_miniatures.errors import (
@@ -21,21 +22,23 @@ from bert_miniatures.errors import (
 )
 from bert_miniatures.pool import terminated_is_interrupted
 
-__all__ = ["raise_for", "serve"]
+__all__ = ["attempted", "raise_for", "serve"]
 
 Say = Callable[[int, int], None]
+Work = Callable[[dict[str, Any], Say], Mapping[str, Any] | None]
 
 _KINDS: dict[str, type[MiniaturesError]] = {
     kind.code: kind for kind in (CheckpointError, ConfigError, DataError, DiskFull)
 }
 
 
-def serve(work: Callable[[dict[str, Any], Say], None]) -> None:
+def serve(work: Work) -> None:
     """Do the jobs that are asked for; the end of the input, also while one is done, ends this process.
 
     Args:
-        work: does a request; the second argument tells the parent how far it is, (done, total). An error of the
-            project's tree becomes the answer, see `raise_for`; any other ends the process.
+        work: does a request and returns what the parent is answered, if anything; the second argument tells the
+            parent how far it is, (done, total). An error of the project's tree becomes the answer; any other ends the
+            process.
     """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print must not mix with the answers
@@ -43,12 +46,16 @@ def serve(work: Callable[[dict[str, Any], Say], None]) -> None:
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     with terminated_is_interrupted(), suppress(KeyboardInterrupt):
         while (request := requests.get()) is not None:
-            answer: dict[str, Any] = {}
-            try:
-                work(request, lambda done, total: _say(channel, {"progress": [done, total]}))
-            except MiniaturesError as error:
-                answer = {"error": str(error), "code": error.code, "exit": error.exit_code}
-            _say(channel, {"answer": answer})
+            say = partial(_say_progress, channel)
+            _say(channel, {"answer": attempted(work, request, say)})
+
+
+def attempted(work: Work, request: dict[str, Any], say: Say = lambda done, total: None) -> dict[str, Any]:
+    """Do a request; return its answer, or the error of the project's tree that it ended with, for `raise_for`."""
+    try:
+        return dict(work(request, say) or {})
+    except MiniaturesError as error:
+        return {"error": str(error), "code": error.code, "exit": error.exit_code}
 
 
 def raise_for(name: str, answer: Any, what: str) -> None:
@@ -71,6 +78,10 @@ def _listen(requests: "queue.Queue[dict[str, Any] | None]") -> None:
         requests.put(message["job"])
     requests.put(None)
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _say_progress(channel: IO[str], done: int, total: int) -> None:
+    _say(channel, {"progress": [done, total]})
 
 
 def _say(channel: IO[str], message: dict[str, Any]) -> None:

@@ -1,33 +1,37 @@
 """Predictor: texts in, labels and scores out, in input order, whatever computes the logits."""
 
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import asdict
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bert_miniatures.engine import Counts, Engine, Floats
-from bert_miniatures.errors import CheckpointError, DataError, MissingExtra, WorkFailed
+from bert_miniatures.errors import CheckpointError, ConfigError, DataError, MissingExtra
 from bert_miniatures.outputs import Labels, shares
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
+    from bert_miniatures.pool import Pool
+    from bert_miniatures.ray_cluster import RayPool, Sent
 
-__all__ = ["Counts", "Engine", "Predictor", "Rows", "answers", "engine_of", "predict_stream", "weights_of"]
+__all__ = ["ENGINES", "Counts", "Engine", "Predictor", "Rows", "answers", "engine_of", "predict_stream", "weights_of"]
 
 Rows = tuple[list[str], list[str] | None]
+Note = Callable[[str], None]
 # what computes the logits -> (module, the package that it needs, what that is called in an error, extra)
 _ENGINES = {
     "torch": ("bert_miniatures.predict_torch", "torch", "predicting", "train"),
     "onnx": ("bert_miniatures.predict_onnx", "onnxruntime", "predicting with a deploy folder", "deploy"),
 }
+_WORKER = (sys.executable, "-P", "-m", "bert_miniatures.predict")
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Predictor:
@@ -163,28 +167,38 @@ def predict_stream(
     model: str | Path,
     chunks: Iterable[Rows],
     *,
-    workers: int = 1,
+    workers: int | None = None,
     threads: int | None = None,
     precision: str = "fp32",
+    engine: str = "local",
     counts: Counts | None = None,
+    note: Note | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Answer chunks of rows, in order and in bounded memory.
 
     Args:
         model: as for `Predictor`.
         chunks: (texts, second texts or None) each.
-        workers: processes of one thread each; 1 means this process with all its cores. A script that asks for more
-            needs `if __name__ == "__main__":` around its own work, as always when Python starts processes.
+        workers: processes of one thread each; None means this process with all its cores, or all cores of the
+            cluster. The texts of one that dies are given to another.
         threads: of this process, where it is the only one; None for all cores that it may use.
         precision: as for `Predictor`.
+        engine: "local", or "ray" for the Ray cluster in `RAY_ADDRESS` or on this machine. Its nodes need this package
+            and what it needs for this model; the model is sent to them once.
         counts: where rows and pieces are counted.
+        note: hears that a worker died.
 
     Raises:
-        WorkFailed: a worker died.
+        ConfigError: another engine, or no cluster.
+        WorkFailed: a worker died twice of the same texts.
     """
     counts = Counts() if counts is None else counts
-    if workers > 1:
-        yield from _in_processes((str(_folder_of(model)), precision), chunks, workers, counts)
+    if engine not in ENGINES:
+        raise ConfigError(f"unknown engine '{engine}'; it is one of {', '.join(ENGINES)}")
+    if engine == "ray" or (workers or 1) > 1:
+        folder = _folder_of(model)
+        with ENGINES[engine](folder, workers) as (pool, count):
+            yield from _shared(pool, count, chunks, (str(folder), precision), counts, note)
         return
     predictor = Predictor(model, threads=threads, precision=precision)
     predictor.engine.counts = counts
@@ -192,70 +206,103 @@ def predict_stream(
         yield predictor(texts, pairs)
 
 
-def _in_processes(
-    model: tuple[str, str], chunks: Iterable[Rows], workers: int, counts: Counts
-) -> Iterator[list[dict[str, Any]]]:
-    from concurrent.futures import ProcessPoolExecutor  # not at the top: a service in one process never needs it
-    from concurrent.futures.process import BrokenProcessPool
-    from multiprocessing import get_context
-
-    waiting: deque[Future[tuple[list[dict[str, Any]], Counts]]] = deque()
-
-    def first() -> list[dict[str, Any]]:
-        found, more = waiting.popleft().result()
-        counts.take(more)
-        return found
-
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
-    try:
-        for texts, pairs in chunks:
-            with _ctrl_c_waits():
-                waiting.append(pool.submit(_answer, model, texts, pairs))
-            if len(waiting) > 2 * workers:  # so that a fast reader does not fill the memory
-                yield first()
-        while waiting:
-            yield first()
-    except BrokenProcessPool:
-        raise WorkFailed("a worker process died, most likely for want of memory; fewer --workers need less") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+# ---- many processes. What they need is not imported at the top: a service in one process never needs it.
 
 
 @contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Hold Ctrl-C back while a process is started: a child inherits that it does not hear it, from its first moment."""
-    if not hasattr(signal, "pthread_sigmask"):  # on Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+def _processes(folder: Path, workers: int | None) -> Iterator[tuple["Pool | RayPool", int]]:
+    from tempfile import TemporaryDirectory
+
+    from bert_miniatures.pool import Pool
+
+    count = workers or 1
+    with TemporaryDirectory(prefix="miniatures-") as log, Pool(_WORKER, count, Path(log, "log"), _ONE_THREAD) as pool:
+        yield pool, count
 
 
-_worker: Predictor | None = None
+@contextmanager
+def _nodes(folder: Path, workers: int | None) -> Iterator[tuple["Pool | RayPool", int]]:
+    from bert_miniatures.ray_cluster import RETRIES, RayPool, cluster, connect, sent
+
+    count = workers or connect()
+    connect()
+    model = sent(folder)
+    task = cluster().remote(_on_node).options(num_cpus=1, max_retries=RETRIES)
+    with RayPool(lambda job: task.remote(dict(job.request), model), lambda job, answer: answer, count) as pool:
+        yield pool, count
 
 
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _shared(
+    pool: "Pool | RayPool",
+    count: int,
+    chunks: Iterable[Rows],
+    model: tuple[str, str],
+    counts: Counts,
+    note: Note | None,
+) -> Iterator[list[dict[str, Any]]]:
+    """Hand out chunks, and yield their answers in order."""
+    from bert_miniatures.pool import Job
+    from bert_miniatures.pool_worker import raise_for
+
+    left, ready = enumerate(chunks), dict[int, Mapping[str, Any]]()
+    first = rows = 0
+
+    def give(more: int) -> None:
+        nonlocal rows
+        for number, (texts, pairs) in islice(left, more):
+            request = {"number": number, "texts": texts, "pairs": pairs, "model": model}
+            pool.submit(Job(f"texts {rows + 1:,} to {rows + len(texts):,}", request))
+            rows += len(texts)
+
+    give(2 * count)  # no more, so that a fast reader does not fill the memory
+    for event in pool.events():
+        if event.note and note:
+            note(event.note)
+        if event.answer is not None:
+            raise_for(event.job.name, event.answer, "answered")
+            ready[event.job.request["number"]] = event.answer
+        while first in ready:
+            found = ready.pop(first)
+            first += 1
+            counts.take(Counts(**found["counts"]))
+            yield found["answers"]
+            give(1)
 
 
-def _end_with_parent() -> None:
-    from multiprocessing import parent_process
-
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+# ---- a worker
 
 
-def _answer(model: tuple[str, str], texts: list[str], pairs: list[str] | None) -> tuple[list[dict[str, Any]], Counts]:
-    """Open the model at the first task, not at the start: an error of a task is told, one of the start is not."""
-    global _worker  # a pool hands state to its tasks in no other way
-    if _worker is None:
-        _worker = Predictor(model[0], threads=1, precision=model[1])
-    _worker.engine.counts = Counts()
-    return _worker(texts, pairs), _worker.engine.counts
+def main() -> None:
+    """Answer the texts that are asked for until the input ends."""
+    from bert_miniatures.pool_worker import serve
+
+    serve(_answer)
+
+
+def _on_node(request: dict[str, Any], model: "Sent") -> dict[str, Any]:
+    from bert_miniatures.pool_worker import attempted
+    from bert_miniatures.ray_cluster import on_this_node
+
+    _, precision = request["model"]
+    return attempted(_answer, request | {"model": (str(on_this_node(model)), precision)})
+
+
+def _answer(request: dict[str, Any], say: Callable[[int, int], None]) -> dict[str, Any]:
+    predictor = _opened(*request["model"])
+    predictor.engine.counts = Counts()
+    found = predictor(request["texts"], request["pairs"])
+    return {"answers": found, "counts": asdict(predictor.engine.counts)}
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: str, precision: str) -> Predictor:
+    return Predictor(folder, threads=1, precision=precision)
+
+
+ENGINES: dict[str, Callable[[Path, int | None], AbstractContextManager[tuple["Pool | RayPool", int]]]] = {
+    "local": _processes,
+    "ray": _nodes,
+}
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,8 @@ def predict(
     pair: Annotated[str | None, typer.Option(help="column of the second text")] = None,
     out: Annotated[Path | None, typer.Option(help="write here (.jsonl .csv .tsv .parquet), not to stdout")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from what an interrupted run left of --out")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="processes of one thread each")] = 1,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes of one thread each [one, of all cores]")] = None,
+    engine: Annotated[str, typer.Option(help="local, or ray for a Ray cluster")] = "local",
     threads: Annotated[int | None, typer.Option(min=1, help="of one process [all cores]")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="the 8-bit graph of a deploy folder")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="open no socket")] = False,
@@ -35,7 +36,7 @@ def predict(
     from bert_miniatures.predict import Counts, engine_of, predict_stream
 
     engine_of(model)  # what is not installed is said before the file is read; the import itself can take seconds
-    if threads is not None and workers > 1:
+    if threads is not None and (engine == "ray" or (workers or 1) > 1):
         raise UserError("--threads is for one process; each of several --workers has one thread")
     if out is not None and file is not None and out.resolve() == file.resolve():
         raise UserError(f"{out} is the file to read; the answers need another --out")
@@ -48,7 +49,13 @@ def predict(
     counts = Counts()
     chunks = stream_rows(str(file or "-"), text=text, pair=pair, chunk=1 if typed else _CHUNK)
     precision = "int8" if int8 else "fp32"
-    how: dict[str, Any] = {"workers": workers, "threads": threads, "precision": precision, "counts": counts}
+    how: dict[str, Any] = {
+        "workers": workers,
+        "threads": threads,
+        "precision": precision,
+        "counts": counts,
+        "note": note,
+    }
     if out is None:
         _print(predict_stream(model, chunks, **how), counts)
     else:
@@ -113,7 +120,7 @@ def _tell(counts: "Counts") -> None:
 
     unknown = counts.unknown / max(1, counts.pieces)
     note(
-        f"{counts.rows:,} rows, {counts.truncated:,} cut at {counts.max_length} pieces "
+        f"{counts.rows:,} row{'s' * (counts.rows != 1)}, {counts.truncated:,} cut at {counts.max_length} pieces "
         f"({counts.truncated / max(1, counts.rows):.1%}), {unknown:.2%} unknown pieces"
     )
     if unknown > 0.2:

@@ -15,7 +15,6 @@ from bert_miniatures.data.tasks import Task, task_named
 from bert_miniatures.errors import ConfigError, LabelError
 from bert_miniatures.models import resolve
 from bert_miniatures.names import Weights
-from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.watch import Watch
 
 __all__ = ["Inputs", "encoded", "load_inputs", "load_splits", "read_parent", "starting_point", "task_of"]
@@ -46,10 +45,7 @@ def load_inputs(config: FinetuneConfig, watch: Watch) -> Inputs:
         watch.note(text)
     splits = load_splits(task, config.data, watch)
     parent = read_parent(config, watch)
-    data = {
-        name: encoded(name, examples, parent.tokenizer, config.data.max_length, watch)
-        for name, examples in splits.items()
-    }
+    data = {name: encoded(name, examples, parent, config.data.max_length, watch) for name, examples in splits.items()}
     return Inputs(task, parent, splits, data)
 
 
@@ -124,9 +120,9 @@ def _held_out(count: int, share: float) -> np.ndarray:
     return held
 
 
-def encoded(name: str, examples: Examples, tokenizer: Tokenizer, max_length: int, watch: Watch) -> Dataset:
+def encoded(name: str, examples: Examples, model: ModelFolder, max_length: int, watch: Watch) -> Dataset:
     """Encode a split; say how many texts were cut and how many pieces the vocabulary lacks."""
-    found = encode(tokenizer, examples.texts, examples.pairs, max_length=max_length)
+    found = encode(model.tokenizer, examples.texts, examples.pairs, max_length=max_length)
     rows = len(examples.texts)
     unknown = found.unknown / max(1, found.pieces)
     watch.note(
@@ -138,9 +134,10 @@ def encoded(name: str, examples: Examples, tokenizer: Tokenizer, max_length: int
             f"{name}: {unknown:.0%} of the pieces are unknown to this vocabulary; most likely it is the wrong one or "
             "not whole (another language, a cased model, an empty vocab.txt), and the model will learn little"
         )
-    if found.truncated > 0.1 * rows and max_length < 512:
-        watch.warn(f"{name}: {found.truncated / rows:.0%} of the texts are cut; --max-length goes up to 512")
-    return Dataset(found, examples.labels, tokenizer.pad_id)
+    longest = model.config.max_position_embeddings
+    if found.truncated > 0.1 * rows and max_length < longest:
+        watch.warn(f"{name}: {found.truncated / rows:.0%} of the texts are cut; --max-length goes up to {longest}")
+    return Dataset(found, examples.labels, model.tokenizer.pad_id)
 
 
 def starting_point(parent: ModelFolder, task: Task, watch: Watch) -> tuple[Weights, int]:

@@ -2,11 +2,10 @@
 
 The process that the user started is the first one: it alone writes the run folder, and speaks. Ray starts the others,
 one on each further node or as many as are asked for, and they join it as torchrun's processes do (distributed.py).
-Nodes need this package and nothing else: files that a node lacks are sent to it once, through Ray's object store. Where
-a node is lost all begin again from the last saved state, with the nodes that are left.
+Nodes need this package and nothing else (ray_cluster.py). Where a node is lost all begin again from the last saved
+state, with the nodes that are left.
 """
 
-import hashlib
 import os
 import socket
 import struct
@@ -17,12 +16,12 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
-from bert_miniatures.errors import ConfigError, MiniaturesError, OutputExists, ProcessLost
-from bert_miniatures.files import atomic_folder, cache_folder, sha256_of
+from bert_miniatures.errors import ConfigError, MiniaturesError, ProcessLost
+from bert_miniatures.files import cache_folder
 from bert_miniatures.machine import launch
-from bert_miniatures.recipes.ray_engine import connect
+from bert_miniatures.ray_cluster import Sent, connect, on_this_node, sent
 from bert_miniatures.watch import Watch
 
 __all__ = ["shared_by_cluster"]
@@ -34,14 +33,6 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "MASTER_AD
               "TORCHELASTIC_RESTART_COUNT", "GLOO_SOCKET_IFNAME")  # fmt: skip
 
 Recipe = Callable[[Mapping[str, Any], Path], Any]
-
-
-class _Sent(NamedTuple):
-    """A file or folder of the user's: where it is, its checksum, and file name -> Ray's reference to what it holds."""
-
-    path: str
-    sha256: str
-    files: dict[str, Any]
 
 
 def shared_by_cluster(
@@ -63,17 +54,14 @@ def shared_by_cluster(
     """
     connect()
     ray = import_module("ray")
-    sent = [
-        _Sent(str(path), _checksum(path), {file.name: ray.put(file.read_bytes()) for file in _files(path)})
-        for path in _named(document)
-    ]
+    files = [sent(path) for path in _named(document)]
     for restart in range(_RESTARTS + 1):
         places = _answering(ray, workers)
         if not places and not restart:
             raise ConfigError("the Ray cluster has one node; --workers N starts several processes on it")
         watch.note(f"{len(places) + 1} processes on the Ray cluster")
         try:
-            with _others(ray, partial(_work, recipe, dict(document), sent), places, restart):
+            with _others(ray, partial(_work, recipe, dict(document), files), places, restart):
                 return run()
         except ProcessLost as error:
             if restart == _RESTARTS:
@@ -158,11 +146,11 @@ def _in_cluster(work: Callable[[], MiniaturesError | None]) -> MiniaturesError |
     return work()
 
 
-def _work(recipe: Recipe, document: dict[str, Any], sent: list[_Sent]) -> MiniaturesError | None:
+def _work(recipe: Recipe, document: dict[str, Any], files: list[Sent]) -> MiniaturesError | None:
     """Do this process's share; return the error that it ended with and that is its own."""
     from bert_miniatures.distributed import joined
 
-    names = {one.path: str(_found(one)) for one in sent}
+    names = {one.path: str(on_this_node(one)) for one in files}
     try:
         with joined(launch()):
             recipe(_renamed(document, names), cache_folder() / "ray" / "run")
@@ -171,19 +159,6 @@ def _work(recipe: Recipe, document: dict[str, Any], sent: list[_Sent]) -> Miniat
     except SystemExit:  # another process has said why
         return None
     return None
-
-
-def _found(one: _Sent) -> Path:
-    """Return where a file or folder is on this node; write it into the cache where there is none with that content."""
-    path = Path(one.path)
-    if path.exists() and _checksum(path) == one.sha256:
-        return path
-    kept = cache_folder() / "ray" / one.sha256
-    if not kept.exists():
-        with suppress(OutputExists), atomic_folder(kept) as temporary:  # another process of this node may be quicker
-            for name, content in one.files.items():
-                (temporary / name).write_bytes(import_module("ray").get(content))
-    return kept / path.name if (kept / path.name).is_file() else kept
 
 
 def _named(document: Any) -> list[Path]:
@@ -202,16 +177,6 @@ def _renamed(document: Any, names: Mapping[str, str]) -> Any:
     if isinstance(document, list | tuple):
         return [_renamed(value, names) for value in document]
     return names.get(str(document), document) if isinstance(document, str | Path) else document
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(inner for inner in path.iterdir() if inner.is_file())
-
-
-def _checksum(path: Path) -> str:
-    """Return a checksum of a file, or of the names and contents of the files of a folder."""
-    lines = [f"{file.name} {sha256_of(file)}" for file in _files(path)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _free_port(address: str) -> int:

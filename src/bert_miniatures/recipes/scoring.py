@@ -50,7 +50,7 @@ def evaluate(run: str | Path, split: str = "dev", *, watch: Watch | None = None)
     found = read_folder(folder.model, labels_needed=True)
     assert found.labels is not None
     set_threads(config.train)
-    data = encoded(split, examples, found.tokenizer, found.labels.max_length, watch)
+    data = encoded(split, examples, found, found.labels.max_length, watch)
     model = build(found.config, found.weights, groups={"pooler", "head"}, classes=len(found.labels.names) or 1)
     logits = logits_of(model, data)
     if task.kind != "regression":

@@ -89,7 +89,7 @@ def load_soft_inputs(config: DistillConfig, watch: Watch) -> SoftInputs:
     soft = {"train": replace(source, checksum=_checksum(source, config, who))}
     splits = soft | {name: examples for name, examples in splits.items() if name != "train"}
     length = config.data.max_length
-    data = {name: encoded(name, examples, parent.tokenizer, length, watch) for name, examples in splits.items()}
+    data = {name: encoded(name, examples, parent, length, watch) for name, examples in splits.items()}
     data["train"].teacher = np.ascontiguousarray(logits, np.float32)
     _far(data, slice(own, own + texts["transfer"]), parent.tokenizer.unk_id, watch)
     scores = _standing(teachers, about, task, splits, watch)

@@ -112,7 +112,7 @@ def run_sweep(
         raise MissingExtra("sweeping", "train")
     sizes, data = check_models(cells.values()), check_data(cells.values(), watch)
     if engine == "ray" and not dry_run:
-        from bert_miniatures.recipes.ray_engine import connect
+        from bert_miniatures.ray_cluster import connect
 
         count = workers or connect()
     else:
@@ -145,10 +145,11 @@ def _engine(
     name: str, count: int, folder: SweepFolder, cells: Mapping[str, FinetuneConfig], lock: int
 ) -> AbstractContextManager[Engine]:
     if name == "ray":
-        from bert_miniatures.recipes.ray_engine import RayEngine, connect
+        from bert_miniatures.ray_cluster import connect
+        from bert_miniatures.recipes.ray_engine import cells_on_cluster
 
         connect()
-        return RayEngine(count)
+        return cells_on_cluster(count)
     return Pool(_WORKER, count, folder.log, _environment(cells), (lock,))
 
 

