@@ -91,22 +91,24 @@ def test_what_is_left_goes_on_where_a_node_is_lost(cluster, plain, corpus, tmp_p
 def test_files_that_a_node_lacks_are_written_there_once(cluster, tmp_path, monkeypatch):
     import ray
 
-    from bert_miniatures.recipes.ray_processes import _checksum, _found, _renamed, _Sent
+    from bert_miniatures import ray_cluster
+    from bert_miniatures.recipes.ray_processes import _renamed
 
     monkeypatch.setenv("MINIATURES_HOME", str(tmp_path / "cache"))
-    (tmp_path / "model").mkdir()
-    for name in ("model/vocab.txt", "model/config.json", "text.txt.xz"):
+    names = ("model/vocab.txt", "model/onnx/model.onnx", "text.txt.xz")
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     ray.init(address=cluster.address, log_to_driver=False)
     for path in (tmp_path / "model", tmp_path / "text.txt.xz"):
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        content = {file.name: ray.put(file.read_bytes()) for file in files}
-        assert _found(_Sent(str(path), _checksum(path), content)) == path  # it is there
-        sent = _Sent(f"/far/{path.name}", _checksum(path), content)
+        here = ray_cluster.sent(path)
+        assert ray_cluster.on_this_node(here) == path
         for _ in range(2):
-            found = _found(sent)
-            assert _checksum(found) == sent.sha256
-        assert found.name == path.name or found.is_dir()
+            ray_cluster._KNOWN.clear()
+            found = ray_cluster.on_this_node(here._replace(path=f"/far/{path.name}"))
+            assert tmp_path / "cache" in found.parents
+            assert ray_cluster.sent(found).sha256 == here.sha256
+    assert {path.read_text() for path in (tmp_path / "cache").rglob("*") if path.is_file()} == set(names)
     document = {"data": {"corpus": ["/far/text.txt.xz"]}, "model": "2/128"}
     assert _renamed(document, {"/far/text.txt.xz": str(found)})["data"]["corpus"] == [str(found)]
 

@@ -101,11 +101,21 @@ def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSess
 
 def run(session: onnxruntime.InferenceSession, encoded: Encoded, pad_id: int) -> Floats:
     """Return the logits [N, C] of encoded rows, in their order."""
+    if len(encoded.lengths) == 1:
+        logits: Floats = session.run(["logits"], _one_row(encoded))[0]
+        return logits
     found = [(rows, session.run(["logits"], feed)[0]) for rows, feed in batches(encoded, pad_id)]
     out = np.empty((len(encoded.lengths), found[0][1].shape[1]), np.float32)
     for rows, logits in found:
         out[rows] = logits
     return out
+
+
+def _one_row(encoded: Encoded) -> dict[str, Ints]:
+    """Return what `batches` gives for one row: putting a single text in order took a tenth of its time."""
+    ids = encoded.ids[None].astype(np.int64)
+    second = (np.arange(len(encoded.ids)) >= encoded.first[0])[None].astype(np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": second}
 
 
 def batches(encoded: Encoded, pad_id: int, budget: int = BUDGET) -> Iterator[tuple[Ints, dict[str, Ints]]]:
