@@ -74,6 +74,30 @@ def test_bertadam_is_googles_formula(config):
         np.testing.assert_allclose(mine[name].numpy(), expected, atol=2e-6, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "bertadam"])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_where_few_words_have_gradients_the_others_need_not_be_looked_at(config, optimizer, pieces):
+    """The same norms and weights, and gradients of zero afterwards, whether the words are named or not."""
+    settings = TrainConfig(optimizer=optimizer, learning_rate=3e-3, weight_decay=0.1)
+    ends = []
+    for named in (False, True):
+        model = build(config, groups={"pooler", "head"}, classes=3, seed=1)
+        each, norms = Optimizer(model, settings, pieces), []
+        for step in range(5):
+            words = torch.tensor([step, 7, 7 * step + 2])
+            for name, gradient in gradients(model, step).items():
+                parameter = model.get_parameter(name)
+                if name == "embed.word.weight":
+                    parameter.grad[words] += gradient[words]
+                else:
+                    parameter.grad += gradient
+            norms.append(each.step(3e-3, torch.tensor(7.0), words=words.unique() if named else None))
+            assert not any(gradient.any() for gradient in each.gradients())
+        ends.append((torch.stack(norms), torch.cat([flat.detach() for flat in each.flat])))
+    for whole, few in zip(*ends, strict=True):
+        torch.testing.assert_close(few, whole, atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.1), (10, 0.0), (10, 0.1), (101, 0.1), (7, 1.0)])
 def test_schedule_is_that_of_transformers(steps, warmup):
     settings = TrainConfig(learning_rate=1.0, warmup=warmup)

@@ -58,12 +58,15 @@ class Optimizer:
         rule: type[_AdamW] | type[_BertAdam] = _AdamW if config.optimizer == "adamw" else _BertAdam
         self.moments = [(_zeros(flat), _zeros(flat)) for flat in self.flat]
         decays, others = self.flat
+        self.table = _table(model)  # of words: the first of the weights that decay
         bounds = [decays.numel() * i // pieces for i in range(pieces + 1)]
         spans = [(0, slice(*pair), config.weight_decay) for pair in pairwise(bounds)]
         self.rules: list[_AdamW | _BertAdam] = []
         for which, span, decay in [*spans, (1, slice(0, others.numel()), 0.0)]:
-            tensors = (self.flat[which].data, self.gradients()[which], *self.moments[which])
-            self.rules.append(rule(_Piece(*(tensor[span] for tensor in tensors)), config, decay))
+            tensors = [self.flat[which].data, self.gradients()[which], *self.moments[which]]
+            words = 0 if which else max(0, min(span.stop, self.table.numel()) - span.start)
+            weights, gradient, first, second = (tensor[span] for tensor in tensors)
+            self.rules.append(rule(_Piece(weights, gradient, first, second, gradient[words:]), config, decay))
 
     def gradients(self) -> list[Tensor]:
         """Return the flat gradients."""
@@ -73,35 +76,48 @@ class Optimizer:
         """Give the parameters of a twin gradients of their own; return these as flat vectors like `gradients()`."""
         return [_views_of(_zeros(flat), parameters) for flat, parameters in zip(self.flat, _split(twin), strict=True)]
 
-    def step(self, learning_rate: float, weight: Tensor, beside: Sequence[Beside] = ()) -> Tensor:
+    def step(
+        self, learning_rate: float, weight: Tensor, beside: Sequence[Beside] = (), words: Tensor | None = None
+    ) -> Tensor:
         """Divide the summed gradients by `weight`, clip them, update, and set them to zero.
 
         Args:
             learning_rate: of this update.
             weight: what turns the sums into means, a scalar tensor.
             beside: who does `update` for a piece each; the numbers do not depend on it.
+            words: the rows of the word table whose gradients may not be zero; None means all. Most of a small model's
+                weights are that table, and most of its rows are not in a batch.
 
         Returns:
             The global norm before clipping, a scalar tensor.
         """
-        squares = [torch.dot(gradient, gradient) for gradient in self.gradients()]  # a third faster than their norms
+        squares = [torch.dot(part, part) for part in self._not_zero(words)]  # a third faster than their norms
         norm: Tensor = torch.stack(squares).sum().sqrt() / weight
         divisor = weight
         if self.config.clip:
             divisor = weight * ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
         here = list(range(len(self.rules)))
         for other in beside:
-            other.ask("update", here.pop(0), learning_rate, float(divisor))
+            other.ask("update", here.pop(0), learning_rate, float(divisor), words is None)
         for index in here:
-            self.update(index, learning_rate, divisor)
+            self.update(index, learning_rate, divisor, words is None)
         for other in beside:
             other.answer()
+        if words is not None:
+            self.table.index_fill_(0, words, 0.0)
         return norm
 
-    def update(self, index: int, learning_rate: float, divisor: Tensor | float) -> None:
-        """Update one piece of the vectors."""
+    def _not_zero(self, words: Tensor | None) -> list[Tensor]:
+        decays, others = self.gradients()
+        if words is None:
+            return [decays, others]
+        return [self.table.index_select(0, words).view(-1), decays[self.table.numel() :], others]
+
+    def update(self, index: int, learning_rate: float, divisor: Tensor | float, whole: bool = True) -> None:
+        """Update one piece of the vectors and set its gradient to zero; that of the word table only where `whole`."""
         rule = self.rules[index]
         rule.update(learning_rate, torch.as_tensor(divisor, dtype=torch.float32, device=rule.piece.weights.device))
+        (rule.piece.gradient if whole else rule.piece.others).zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: weights and both moments, by name."""
@@ -125,6 +141,14 @@ def _split(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     for name, parameter in model.named_parameters():
         (others if name.endswith("bias") or "norm" in name else decays).append(parameter)
     return decays, others
+
+
+def _table(model: nn.Module) -> Tensor:
+    """Return the gradient of the word table [V, D]; empty where the first of the weights that decay is another one."""
+    name, parameter = next(iter(model.named_parameters()))
+    gradient = parameter.grad
+    assert gradient is not None
+    return gradient if name == "embed.word.weight" else gradient.new_empty(0, 1)
 
 
 def _flatten(parameters: list[nn.Parameter]) -> nn.Parameter:
@@ -156,12 +180,13 @@ def _zeros(like: Tensor) -> Tensor:
 
 
 class _Piece(NamedTuple):
-    """A span of the flat vectors: weights, gradient, and the two moments."""
+    """A span of the flat vectors: weights, gradient, and the two moments; of the gradient what is not of words."""
 
     weights: Tensor
     gradient: Tensor
     first: Tensor
     second: Tensor
+    others: Tensor
 
 
 class _AdamW:
@@ -179,10 +204,9 @@ class _AdamW:
 
     @torch.no_grad()
     def update(self, learning_rate: float, divisor: Tensor) -> None:
-        weights, gradient, first, second = self.piece
+        weights, gradient, first, second, _ = self.piece
         more: dict[str, Any] = {"lr": learning_rate, "grad_scale": divisor} | self.constants
         adamw([weights], [gradient], [first], [second], [], [self.count], **more)
-        self.piece.gradient.zero_()
 
 
 class _BertAdam:
@@ -195,7 +219,7 @@ class _BertAdam:
 
     @torch.no_grad()
     def update(self, learning_rate: float, divisor: Tensor) -> None:
-        weights, gradient, first, second = self.piece
+        weights, gradient, first, second, _ = self.piece
         gradient.div_(divisor)
         first.lerp_(gradient, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
@@ -203,4 +227,3 @@ class _BertAdam:
         if self.decay:
             change.add_(weights, alpha=self.decay)
         weights.add_(change, alpha=-learning_rate)
-        gradient.zero_()

@@ -122,7 +122,8 @@ def train(
                     state.model.train()
                 with gradients.threads():
                     total, weight = gradients.of(rows)
-                    norm = state.optimizer.step(rate, weight, [one.beside for one in gradients.twins])
+                    beside = [one.beside for one in gradients.twins]
+                    norm = state.optimizer.step(rate, weight, beside, gradients.words)
                 state.step += 1
                 ended = index + 1 == batches.per_epoch
                 yield Progress(state.step, steps, epoch + 1, ended, total / weight, norm, rate, len(rows))
@@ -138,6 +139,9 @@ class _Part:
         self.device = model.embed.word.weight.device
         self.mixed = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self.rank = dist.get_rank() if dist.is_initialized() else 0
+        # Only where words are looked up by fused_ends.py, and no masked-language head uses their table, are the rows
+        # that were looked up all of its gradient.
+        self.dense = "mlm" in model.groups or self.mixed
         model.accumulate_in_place()
 
     def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -154,6 +158,11 @@ class _Part:
             weight += loss.weight.to(device)
         return total, weight
 
+    def words(self) -> Tensor | None:
+        """Return the rows of the word table that may have a gradient; None means all."""
+        found = self.model.embed.looked_up
+        return None if self.dense or not found else torch.cat(found).unique()  # type: ignore[no-untyped-call]
+
 
 class _Twin:
     """Computes a part of each batch beside the main thread, into gradients of its own."""
@@ -167,10 +176,7 @@ class _Twin:
         assert table is not None
         self.table = table
         self.part = _Part(number, other, objective, batches, config)
-        # Only where words are looked up by fused_ends.py, and no masked-language head uses their table, are the rows
-        # that were looked up all of its gradient.
-        self.dense = "mlm" in other.groups or self.part.mixed
-        self.skipped = 0 if self.dense else table.numel()  # the word table is the first of the weights that decay
+        self.skipped = 0 if self.part.dense else table.numel()  # the word table is the first of the weights that decay
         self.words = torch.empty(0, dtype=torch.int64)  # the rows of the table that are not 0
         work: Work = {"gradients": self.gradients, "update": state.optimizer.update}
         self.beside: Beside = Process(work) if can_fork() else Thread(work)
@@ -182,15 +188,16 @@ class _Twin:
         others.zero_()
         self.table.index_fill_(0, self.words, 0.0)
         total, weight = self.part.gradients(step, rows)
-        if not self.dense:
-            self.words = torch.cat(self.part.model.embed.looked_up).unique()  # type: ignore[no-untyped-call]
+        words = self.part.words()
+        if words is not None:
+            self.words = words
         return float(total), float(weight), self.words.numpy()
 
     def add_to(self, gradients: list[Tensor], table: Tensor, words: Tensor) -> None:
         """Add what was computed last."""
         for whole, own, start in zip(gradients, self.own, (self.skipped, 0), strict=True):
             whole[start:].add_(own[start:])
-        if not self.dense:
+        if not self.part.dense:
             table.index_add_(0, words, self.table[words])
 
 
@@ -210,6 +217,7 @@ class _Gradients:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.available = torch.get_num_threads()
         self.twins = [_Twin(i, state, objective, batches, config) for i in range(1, state.parts)]
+        self.words: Tensor | None = None  # the rows of the word table whose gradient may not be zero; None means all
 
     def __enter__(self) -> "_Gradients":
         return self
@@ -238,11 +246,17 @@ class _Gradients:
             one.beside.ask("gradients", step, mine[number :: len(twins) + 1])
         total, weight = self.part.gradients(step, mine[:: len(twins) + 1])
         gradients = self.state.optimizer.gradients()
+        own = self.part.words()
+        words: list[Tensor] = [] if own is None else [own]
         for one in twins:
-            more_total, more_weight, words = one.beside.answer()
+            more_total, more_weight, found = one.beside.answer()
             total += more_total
             weight += more_weight
-            one.add_to(gradients, self.table, torch.from_numpy(words))
+            words.append(torch.from_numpy(found))
+            one.add_to(gradients, self.table, words[-1])
+        self.words = None
+        if own is not None and self.world == 1:
+            self.words = torch.cat(words).unique()  # type: ignore[no-untyped-call]
         if self.world > 1:
             for tensor in (*gradients, total, weight):
                 dist.all_reduce(tensor)
