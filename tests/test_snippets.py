@@ -69,6 +69,7 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("report.md", "miniatures track"): "follows until Ctrl-C; tests/test_trackers.py",
     ("serve.md", "miniatures serve"): "serves until Ctrl-C; tests/test_serve_command.py",
     ("tutorial.md", "miniatures serve"): "serves until Ctrl-C; tests/test_serve_command.py",
+    ("README.md", "miniatures serve"): "serves until Ctrl-C; tests/test_serve_command.py",
     ("tokenizer.md", "miniatures tokenize"): "run with its output in tests/test_tokenizer_docs.py",
     ("tokenizer.md", "printf 'first line"): "run with its output in tests/test_tokenizer_docs.py",
 }
