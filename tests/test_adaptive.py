@@ -23,16 +23,19 @@ def seen(score: float, loss: float = 1.0, place: tuple[int, ...] = (0,), cost: f
     return Seen(score, loss, place, cost)
 
 
-def test_a_clear_difference_decides_and_a_tie_is_broken_by_neighbours_then_by_loss():
+def test_a_clear_difference_decides_and_a_tie_is_broken_by_the_loss_around_a_cell_then_by_the_score():
     assert ranked({"a": seen(0.5), "b": seen(0.7), "c": seen(0.6)}, "accuracy", 408) == ["b", "c", "a"]
     row = {
         name: seen(score, place=(i,))
         for i, (name, score) in enumerate(zip("abcde", (0.70, 0.60, 0.69, 0.70, 0.69), strict=True))
     }
     assert ranked(row, "accuracy", 408) == ["e", "d", "c", "a", "b"]
-    flat = {"a": seen(0.7, 0.9), "b": seen(0.7, 0.8), "c": seen(0.7, 0.8)}
+    flat = {name: seen(0.7, loss, (2 * i,)) for i, (name, loss) in enumerate({"a": 0.9, "b": 0.8, "c": 0.8}.items())}
     assert ranked(flat, "accuracy", 408) == ["b", "c", "a"]
-    assert ranked({"a": seen(-math.inf), "b": seen(-math.inf, 0.5)}, "f1", 408) == ["b", "a"]
+    losses = (0.60, 0.69, 0.66, 0.63, 0.61, 0.70)  # a low one beside a high one may be chance
+    blind = {name: seen(0.0, loss, (i,)) for i, (name, loss) in enumerate(zip("abcdef", losses, strict=True))}
+    assert ranked(blind, "matthews", 1043) == ["d", "e", "a", "b", "f", "c"]
+    assert ranked({"a": seen(-math.inf), "b": seen(-math.inf, 0.5, (2,))}, "f1", 408) == ["b", "a"]
 
 
 @given(
@@ -69,7 +72,7 @@ def curve(name: str, share: float, quality: dict[str, float], noise: np.random.G
     return quality[name] - 0.15 * math.exp(-3 * share) + 0.02 * float(noise.standard_normal())
 
 
-def play(search: Search, score, stop_after: int | None = None) -> int:
+def play(search: Search, score, stop_after: int | None = None, loss=lambda name, share: None) -> int:
     """Run a search on made-up scores; return how many cells were run at all rungs together."""
     count, jobs = 0, search.jobs()
     while jobs:
@@ -79,7 +82,7 @@ def play(search: Search, score, stop_after: int | None = None) -> int:
             steps = updates_of(search.cells[name], COSTS[cost_key(search.cells[name])])
             share = 1.0 if until is None else until / steps
             assert until is None or until == math.ceil(RUNGS[search.rung] * steps)
-            search.heard(name, {"dev": {"f1": score(name, share)}}, 1.0 - share)
+            search.heard(name, {"dev": {"f1": score(name, share)}}, loss(name, share))
             count += 1
         jobs = search.jobs()
     return count
@@ -109,6 +112,15 @@ def test_it_finds_a_cell_within_noise_of_the_best_for_a_third(tmp_path):
     assert max(shares) <= 1 / 3 + 0.01
     assert np.mean(regret) < 0.02  # the standard error of 408 rows
     assert max(regret) < 0.05
+
+
+def test_where_all_cells_give_one_answer_the_loss_tells_them_apart(tmp_path):
+    """As on CoLA, where a small model's Matthews correlation is 0 until late."""
+    quality, drawn = qualities(5), np.random.default_rng(5)
+    search = Search(CELLS, COSTS, SweepFolder(tmp_path))
+    play(search, lambda name, share: quality[name] if share == 1.0 else 0.0,
+         loss=lambda name, share: 1.0 - curve(name, share, quality, drawn))  # fmt: skip
+    assert max(quality.values()) - max(quality[name] for name in search.alive) < 0.05
 
 
 def test_an_interrupted_search_goes_on_and_ends_the_same(tmp_path):

@@ -16,7 +16,7 @@ from bert_miniatures.model import Bert
 from bert_miniatures.objectives import guess
 from bert_miniatures.predictions import Predictions
 
-__all__ = ["evaluate_masked", "finding", "logits_of", "predictions_of", "prior_loss"]
+__all__ = ["evaluate_masked", "finding", "logits_of", "loss_of", "predictions_of", "prior_loss"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -75,6 +75,23 @@ def prior_loss(kind: str, labels: npt.NDArray[np.generic]) -> float:
     counts = np.unique(labels, return_counts=True)[1]
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum())
+
+
+def loss_of(kind: str, logits: Floats, gold: npt.NDArray[np.generic]) -> float:
+    """Return the mean loss of outputs: cross-entropy, for several labels over all of them; squared error for scores.
+
+    Args:
+        logits: [N, C].
+        gold: [N] or [N, C].
+    """
+    wide = logits.astype(np.float64)
+    if kind == "regression":
+        return float(np.square(wide[:, 0] - gold.astype(np.float64)).mean())
+    if kind == "multilabel":
+        return float((np.logaddexp(0, wide) - gold.astype(np.float64) * wide).mean())
+    largest = wide.max(1, keepdims=True)
+    known = wide[np.arange(len(wide)), gold.astype(np.int64)]
+    return float((np.log(np.exp(wide - largest).sum(1)) + largest[:, 0] - known).mean())
 
 
 def finding(task: Task, logits: Floats, gold: npt.NDArray[np.generic], last_loss: float, prior: float) -> str | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["RUNGS", "Search", "Searches", "Seen", "affordable", "ranked"]
 
 RUNGS = (1 / 8, 3 / 8, 1.0)
+_FORMAT = 2  # of adaptive.json; format 1, which had no number, had the training loss
 _KEPT = 1 / 3  # of the cells, at each rung
 _SHARE = 1 / 3  # of the whole grid's cost, at most
 
@@ -40,7 +41,7 @@ class Seen:
 
     Attributes:
         score: the task's first metric on dev; -inf where it is not defined.
-        loss: mean training loss of the last quarter of its updates.
+        loss: on dev.
         place: position of each grid setting's value among the values of that setting.
         cost: seconds of the whole cell.
     """
@@ -55,8 +56,9 @@ def ranked(seen: Mapping[str, Seen], metric: str, rows: int) -> list[str]:
     """Return the cells of a rung, best first.
 
     Scores within one standard error of the dev set are ties: the best score opens a class with all cells that are less
-    than one standard error below it, the best of the rest opens the next class, and so on. Within a class the mean of a
-    cell and its neighbours in the grid (one step in one setting) decides, then the training loss, then the name.
+    than one standard error below it, the best of the rest opens the next class, and so on. Within a class the loss on
+    dev decides, which tells cells apart that all give one answer yet, then the score; both as the mean over a cell and
+    its neighbours in the grid (one step in one setting), for chance cancels and a trend stays. Then the name.
 
     Args:
         seen: cell -> what is known of it at this rung.
@@ -68,19 +70,22 @@ def ranked(seen: Mapping[str, Seen], metric: str, rows: int) -> list[str]:
         top = max(rest.values(), key=lambda cell: cell.score).score
         error = standard_error(metric, top, rows) if math.isfinite(top) else 0.0
         tied = [name for name, cell in rest.items() if cell.score >= top - error or cell.score == top]
-        ordered += sorted(tied, key=lambda name: (-_with_neighbours(name, seen), seen[name].loss, name))
+        ordered += sorted(tied, key=lambda name: (*_with_neighbours(name, seen), name))
         rest = {name: cell for name, cell in rest.items() if name not in tied}
     return ordered
 
 
-def _with_neighbours(name: str, seen: Mapping[str, Seen]) -> float:
-    """Return the mean score of a cell and of those one step away in one setting: chance cancels, a trend stays."""
-    own = seen[name]
-    near = [
-        cell.score for cell in seen.values()
-        if sum(abs(a - b) for a, b in zip(cell.place, own.place, strict=True)) <= 1 and math.isfinite(cell.score)
-    ]  # fmt: skip
-    return sum(near) / len(near) if near else -math.inf
+def _with_neighbours(name: str, seen: Mapping[str, Seen]) -> tuple[float, float]:
+    """Return the mean loss of a cell and of those one step away in one setting, and their mean score, negative."""
+    place = seen[name].place
+    near = [cell for cell in seen.values() if sum(abs(a - b) for a, b in zip(cell.place, place, strict=True)) <= 1]
+    return _mean([cell.loss for cell in near]), _mean([-cell.score for cell in near])
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the mean of what is finite; infinity where nothing is."""
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.inf
 
 
 def affordable(order: Sequence[str], seen: Mapping[str, Seen], rung: int, money: float) -> list[str]:
@@ -199,7 +204,8 @@ class Search:
     def _read(self) -> dict[str, dict[int, tuple[str, float | None, float | None]]]:
         """Return what an interrupted search of the same folder knew; nothing where there is none."""
         try:
-            cells = read_json(self.ledger)["cells"]
+            known = read_json(self.ledger)
+            cells = known["cells"] if known["format"] == _FORMAT else {}
             return {name: {int(rung): (metric, score, loss) for rung, (metric, score, loss) in found.items()}
                     for name, found in cells.items() if name in self.cells}  # fmt: skip
         except (DataError, KeyError, TypeError, ValueError, AttributeError):
@@ -207,7 +213,7 @@ class Search:
 
     def _write(self) -> None:
         cells = {name: {str(rung): list(found) for rung, found in rungs.items()} for name, rungs in self._known.items()}
-        write_json(self.ledger, {"rungs": RUNGS, "left_behind": self.left_behind, "cells": cells})
+        write_json(self.ledger, {"format": _FORMAT, "rungs": RUNGS, "left_behind": self.left_behind, "cells": cells})
 
 
 class Searches:

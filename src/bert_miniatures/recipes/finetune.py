@@ -20,7 +20,7 @@ from bert_miniatures.config import FinetuneConfig, TrainConfig, write_toml
 from bert_miniatures.data.batches import Batches
 from bert_miniatures.distributed import Team
 from bert_miniatures.errors import ConfigError, DataError, Diverged, ProcessLost
-from bert_miniatures.evaluation import finding, logits_of, predictions_of, prior_loss
+from bert_miniatures.evaluation import finding, logits_of, loss_of, predictions_of, prior_loss
 from bert_miniatures.files import RunFolder
 from bert_miniatures.model import Bert
 from bert_miniatures.names import Weights
@@ -216,14 +216,14 @@ class _Finetuning:
         return Window()
 
     def _paused(self) -> dict[str, Any]:
-        """Return what is known of a run that was asked to pause here; the loss is the mean of its last quarter."""
-        step, records = self.state.step, self.run.records()
-        losses = [record["loss"] for record in records if "loss" in record and record["step"] > 0.75 * step]
-        scores = next((record["scores"] for record in records if "scores" in record and record["step"] == step), None)
-        if scores is None and "dev" in self.data:
-            scores = nulls(self._scores("dev", self._logits(self.model, "dev")))
-        loss = sum(losses) / len(losses) if losses else None
-        return {"paused": step, "steps": self.steps, "loss": loss, "scores": {"dev": scores} if scores else {}}
+        """Return what is known of a run that was asked to pause here; score and loss are those of the dev set."""
+        known: dict[str, Any] = {"paused": self.state.step, "steps": self.steps, "loss": None, "scores": {}}
+        if "dev" not in self.data:
+            return known
+        logits, gold = self._logits(self.model, "dev"), self.inputs.splits["dev"].labels
+        assert gold is not None
+        known["scores"] = {"dev": nulls(self._scores("dev", logits))}
+        return known | nulls({"loss": loss_of(self.task.kind, logits, gold)})
 
     def _record(self, progress: Progress, window: Window) -> None:
         loss, norm = window.read()
