@@ -34,7 +34,7 @@ def test_a_clear_difference_decides_and_a_tie_is_broken_by_the_loss_around_a_cel
     assert ranked(flat, "accuracy", 408) == ["b", "c", "a"]
     losses = (0.60, 0.69, 0.66, 0.63, 0.61, 0.70)  # a low one beside a high one may be chance
     blind = {name: seen(0.0, loss, (i,)) for i, (name, loss) in enumerate(zip("abcdef", losses, strict=True))}
-    assert ranked(blind, "matthews", 1043) == ["d", "e", "a", "b", "f", "c"]
+    assert ranked(blind, "matthews", 1043) == ["d", "a", "e", "b", "f", "c"]
     assert ranked({"a": seen(-math.inf), "b": seen(-math.inf, 0.5, (2,))}, "f1", 408) == ["b", "a"]
 
 
