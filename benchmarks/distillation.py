@@ -8,7 +8,8 @@ For each task: the teacher, a 6-layer 384-wide sentence encoder (the PyPI packag
 once; then, with each seed, the student is fine-tuned alone and distilled, and the distilled one is fine-tuned. All are
 commands of this package. What is finished in --scratch is not run again, and what was interrupted goes on. The students
 of a task run side by side in --workers processes of one thread. Transfer texts are training pairs of other tasks
-without their labels, the first of each file. PLANS below has every setting; scores are those of dev.
+without their labels, the first of each file, or sentences drawn from --corpus. PLANS below has every setting; scores
+are those of dev.
 
 --compound adds the same students from random weights; --curve distils with none, a sixteenth, a quarter and all of the
 task's transfer texts, drawn once, and plots the scores.
@@ -28,7 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from bert_miniatures.checkpoint import ModelFolder, read_folder, write_folder
+from bert_miniatures.data.corpus import documents, open_corpus
 from bert_miniatures.data.glue import glue_file, glue_rows
+from bert_miniatures.data.sentences import split_sentences
 from bert_miniatures.data.tasks import task_named
 from bert_miniatures.model import build
 from bert_miniatures.models import resolve
@@ -49,13 +52,13 @@ class Plan:
     distilled: tuple[int, float, int]
     finetuned: tuple[int, float, int] = (32, 5e-5, 2)
     start: str = ""  # task whose teacher this one goes on from
-    transfer: tuple[tuple[str, int], ...] = ()  # (task, rows)
+    transfer: tuple[tuple[str, int], ...] = ()  # (task, or "corpus", rows)
     augment: int = 0
 
 
 # "alone" is the cell of the published grid that was best for the starter (docs/starter.md) where that is known
 PLANS = {
-    "sst2": Plan((32, 1e-4, 2), (16, 3e-4, 4), (32, 3e-4, 6)),
+    "sst2": Plan((32, 1e-4, 2), (16, 3e-4, 4), (32, 3e-4, 6), transfer=(("corpus", 120_000),)),
     "mrpc": Plan((32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), transfer=(("qqp", 10_000), ("stsb", 5_749))),
     "stsb": Plan((32, 5e-5, 3), (8, 3e-4, 4), (16, 3e-4, 6), transfer=(("mrpc", 3_668), ("qqp", 10_000))),
     "mnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 6)),
@@ -99,17 +102,41 @@ def transfer_of(options: argparse.Namespace, task: str, share: float = 1.0) -> P
     """Write the transfer texts of a task, or a share of them, if they are not there."""
     path: Path = options.scratch / task / ("transfer.jsonl" if share == 1.0 else f"transfer-{share}.jsonl")
     if not path.exists():
-        lines = []
-        for other, count in PLANS[task].transfer:
-            source = task_named(other)
-            rows, _ = glue_rows(source, glue_file(source, options.glue, "train"), "train", count)
-            assert rows.pairs is not None
-            pairs = zip(rows.texts, rows.pairs, strict=True)
-            lines += [json.dumps({"text": one, "pair": two}, ensure_ascii=False) for one, two in pairs]
+        lines = [line for source, count in PLANS[task].transfer for line in transfer_lines(options, source, count)]
         if share < 1.0:
             lines = random.Random(1).sample(lines, round(share * len(lines)))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def transfer_lines(options: argparse.Namespace, source: str, count: int) -> list[str]:
+    """Return pairs of another task without their labels, or sentences of --corpus, as JSON."""
+    if source == "corpus":
+        return [json.dumps({"text": text}, ensure_ascii=False) for text in sentences_of(options.corpus, count)]
+    task = task_named(source)
+    rows, _ = glue_rows(task, glue_file(task, options.glue, "train"), "train", count)
+    assert rows.pairs is not None
+    pairs = zip(rows.texts, rows.pairs, strict=True)
+    return [json.dumps({"text": one, "pair": two}, ensure_ascii=False) for one, two in pairs]
+
+
+def sentences_of(files: Sequence[Path], count: int) -> list[str]:
+    """Draw sentences of 5 to 40 words."""
+    every = (
+        sentence
+        for source in open_corpus(files)
+        for document in documents(source)
+        for paragraph in document
+        for sentence in split_sentences(paragraph)
+        if 5 <= len(sentence.split()) <= 40
+    )
+    drawn, kept = random.Random(1), list[str]()
+    for seen, sentence in enumerate(every):
+        if len(kept) < count:
+            kept.append(sentence)
+        elif (place := drawn.randrange(seen + 1)) < count:
+            kept[place] = sentence
+    return kept
 
 
 def random_start(options: argparse.Namespace) -> Path:
@@ -139,7 +166,8 @@ def seed_of(options: argparse.Namespace, task: str, seed: int, start: str = "", 
     done(alone, command("finetune", options, task, plan.alone, *common), 1)
     more: list[Any] = ["--teacher", folder / "teacher", "--compare", alone, "--then-finetune"]
     if plan.transfer and share:
-        more += ["--transfer", transfer_of(options, task, share), "--transfer-text", "text", "--transfer-pair", "pair"]
+        more += ["--transfer", transfer_of(options, task, share), "--transfer-text", "text"]
+        more += ["--transfer-pair", "pair"] if task_named(task).pair else []
     if plan.augment:
         more += ["--augment", plan.augment]
     for name, value in zip(("batch_size", "learning_rate", "epochs"), plan.finetuned, strict=True):
@@ -217,6 +245,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
     parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, nargs="+", help="raw text, for tasks whose transfer texts it is")
     parser.add_argument("--compound", choices=list(PLANS), help="only this, of a task")
     parser.add_argument("--curve", choices=list(PLANS), help="only this, of a task")
     options = parser.parse_args()
