@@ -1,6 +1,7 @@
 """Tiny real models: odd prime sizes, so that no wrong dimension passes by luck."""
 
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,8 @@ hypothesis.settings.register_profile("shared-machine", deadline=None)  # a slow 
 hypothesis.settings.load_profile("shared-machine")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 
