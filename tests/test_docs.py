@@ -1,12 +1,16 @@
 """The documentation: generated pages are what the code says, every page is on the site, every link leads somewhere."""
 
+import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+
+from bert_miniatures.zoo import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -49,3 +53,15 @@ def test_links_lead_somewhere(page):
         file = (page.parent / name).resolve() if name else page
         assert file.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+def test_the_published_rows_are_those_of_the_package():
+    """docs/reproduction.md, and its row of the starter against the results of the benchmark."""
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    for name, row in PUBLISHED.items():
+        cells = ["/".join(map(str, scores)) for scores in row.values()]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    results = json.loads((ROOT / "benchmarks" / "results" / "starter.json").read_text())
+    means = {one["task"]: [statistics.mean(values) for values in one["scores"].values()] for one in results}
+    cells = ["/".join(f"{value:.1f}" for value in means[task]) for task in ("sst2", "mrpc", "stsb", "rte", "cola")]
+    assert f"| `starter`, dev | {' | '.join(cells)} |" in page

@@ -65,6 +65,8 @@ NOT_RUN: dict[tuple[str, str], str] = {
     ("models.md", "miniatures fetch mini --archive uncased"): "needs Google's archive; tests/test_cli_fetch.py",
     ("models.md", "miniatures fetch tiny --archive half.zip"): "needs Google's archive; tests/test_cli_fetch.py",
     ("sweep.md", "miniatures sweep --model tiny --train mine.csv"): "as the one below; tests/test_adaptive.py",
+    ("reproduction.md", "miniatures glue"): "needs all of GLUE; tests/test_sweep.py",
+    ("reproduction.md", "miniatures submit"): "needs the runs of that; tests/test_submission.py",
     ("report.md", "miniatures sweep"): "needs GLUE; tests/test_sweep.py",
     ("report.md", "miniatures track"): "follows until Ctrl-C; tests/test_trackers.py",
     ("serve.md", "miniatures serve"): "serves until Ctrl-C; tests/test_serve_command.py",
