@@ -22,7 +22,7 @@ from bert_miniatures.files import RunFolder
 from bert_miniatures.predict import Predictor
 from bert_miniatures.recipes.finetune import finetune, run_finetune
 from bert_miniatures.recipes.loading import load_inputs
-from bert_miniatures.recipes.method import fold
+from bert_miniatures.recipes.method import fold, unfold
 from bert_miniatures.recipes.scoring import evaluate
 from bert_miniatures.watch import Watch
 
@@ -182,6 +182,11 @@ def test_regression_is_standardised_and_folded_back_exactly(tiny, reviews, tmp_p
     answers = [a["score"] for a in Predictor(tmp_path / "run")([text for text, _ in rows])]
     assert abs(np.mean(answers) - np.mean([float(line.rsplit(",", 1)[1]) for line in lines[1:]])) < 0.3
     assert json.loads((tmp_path / "run" / "model" / "config.json").read_text())["problem_type"] == "regression"
+    still = QUICK | {"epochs": 1, "learning_rate": 1e-9}  # trained further, it begins where it ended
+    more = finetune(tmp_path / "run", tmp_path / "more", data=data, train=still)
+    assert more["scores"]["dev"] == pytest.approx(result["scores"]["dev"], abs=1e-5)
+    further = [a["score"] for a in Predictor(tmp_path / "more")([text for text, _ in rows])]
+    np.testing.assert_allclose(further, answers, atol=1e-4)
 
 
 def test_fold_is_exact():
@@ -191,6 +196,8 @@ def test_fold_is_exact():
     plain = hidden @ weights["head.weight"].T + weights["head.bias"]
     folded = fold(weights, 2.7, 1.5)
     np.testing.assert_allclose(hidden @ folded["head.weight"].T + folded["head.bias"], plain * 1.5 + 2.7, atol=1e-5)
+    back = unfold(folded, 2.7, 1.5)
+    assert all(np.allclose(back[name], weights[name], atol=1e-6) for name in weights)
 
 
 def test_pairs_and_multilabel(tiny, tmp_path):

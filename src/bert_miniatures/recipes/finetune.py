@@ -36,6 +36,7 @@ from bert_miniatures.recipes.method import (
     objective_of,
     set_threads,
     standard,
+    unfold,
 )
 from bert_miniatures.recipes.running import Window, begun
 from bert_miniatures.state import Stop, load_state, save_state, stop_requests
@@ -157,7 +158,8 @@ class _Finetuning:
         self.checksums = {name: examples.checksum for name, examples in inputs.splits.items()}
         set_threads(config.train)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.full, classes = starting_point(inputs.parent, self.task, watch)
+        start, classes = starting_point(inputs.parent, self.task, watch)
+        self.full = unfold(start, aim.mean, aim.deviation)
         self.used, self.data = narrow(inputs.data, config.train)
         self.model = model_of(inputs.parent, self.full, self.used, classes, config.train, aim.helpers).to(device)
         self.state = TrainState(self.model, config.train)

@@ -20,7 +20,7 @@ from bert_miniatures.names import Weights
 from bert_miniatures.objectives import Objective, classification, multilabel, regression
 
 __all__ = ["Aim", "fold", "labels_of", "model_of", "narrow", "nulls", "objective_of", "set_threads", "standard",
-           "trained_sizes"]  # fmt: skip
+           "trained_sizes", "unfold"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,18 @@ def set_threads(config: TrainConfig) -> None:
 
 def fold(weights: Weights, mean: float, deviation: float) -> Weights:
     """Put the target's scale into the head, so that it answers in the data's own units. Exact: the head is linear."""
-    if (mean, deviation) == (0.0, 1.0):
+    if (mean, deviation) == (0.0, 1.0) or "head.weight" not in weights:
         return weights
     head = {
         "head.weight": weights["head.weight"] * np.float32(deviation),
         "head.bias": weights["head.bias"] * np.float32(deviation) + np.float32(mean),
     }
     return weights | head
+
+
+def unfold(weights: Weights, mean: float, deviation: float) -> Weights:
+    """Take the target's scale out of a head that is trained further, if there is one."""
+    return fold(weights, -mean / deviation, 1 / deviation)
 
 
 def standard(task: Task, data: Dataset, config: TrainConfig) -> tuple[float, float]:
