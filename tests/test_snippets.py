@@ -100,13 +100,8 @@ INPUTS: dict[str, dict[str, str]] = {
 VARIABLES = {"MODEL": "tiny"}  # what the shell of a page has set
 
 FORM = re.compile(r"(?<!\$)\b[A-Z]{2,}\b|…|\.\.\.|\[")  # a word to fill in, something left out, something optional
-OTHERS = {
-    "--large",
-    "--table",
-    "--corpus",
-    "--curve",
-    "--compound",
-}  # of tests/fixtures/make_tf_fixture.py, benchmarks/
+# Options in the text of other programs: tests/fixtures/make_tf_fixture.py, benchmarks/
+OTHERS = {"--large", "--table", "--corpus", "--curve", "--compound"}
 PROGRAMS = {"cat", "curl", "echo", "export", "make", "pip", "printf", "python", "tensorboard", "torchrun"}
 
 
