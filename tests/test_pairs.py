@@ -12,7 +12,7 @@ from bert_miniatures.data import teacher_texts
 from bert_miniatures.data.encoding import EncodedCorpus
 from bert_miniatures.data.pairs import PairRules, cosines, draw_pairs, near_rows, open_pairs, pairs_key, write_pairs
 from bert_miniatures.data.teacher_store import TeacherStore, Texts, open_store, open_texts, write_texts
-from bert_miniatures.data.teacher_texts import Selection, choose, thinned
+from bert_miniatures.data.teacher_texts import Selection, choose, phrases, thinned
 from bert_miniatures.errors import DataError
 from bert_miniatures.tokenizer import Tokenizer
 from conftest import PIECES
@@ -97,6 +97,44 @@ def test_thinned_copies_lack_whole_words(rows, seed):
         least, most = min(1, len(words) - 1), min(max(1, round(0.5 * len(words))), len(words) - 1)
         assert dropped & set(range(max(least, round(0.1 * len(words)) * least), most + 1))
         assert copy
+
+
+@pytest.mark.parametrize("block", [3, 2**16])
+def test_phrases_are_whole_words_of_their_texts(block, monkeypatch):
+    monkeypatch.setattr(teacher_texts, "_BLOCK", block)
+    rows = [sentence for document in random_documents(61) for sentence in document]
+    ids, bounds = np.array([i for row in rows for i in row]), np.cumsum([0, *map(len, rows)])
+    begins = np.array([not PIECES[i].startswith("##") for i in ids])
+    begins[bounds[:-1]] = True
+    starts, ends = phrases(ids, bounds, TOKENIZER, 211, seed=3)
+    found = [tuple(ids[start:end].tolist()) for start, end in zip(starts, ends, strict=True)]
+    assert len(found) == len(set(found)) == 211
+    lengths = []
+    for start, end in zip(starts, ends, strict=True):
+        text = np.searchsorted(bounds, start, "right") - 1
+        assert bounds[text] <= start < end <= bounds[text + 1]
+        assert begins[start]
+        assert end == bounds[text + 1] or begins[end]
+        assert 0 < end - start < bounds[text + 1] - bounds[text]
+        lengths.append(int(begins[start:end].sum()))
+    assert set(lengths) == set(range(1, 9))
+    few = phrases(ids, bounds, TOKENIZER, 53, seed=3)
+    assert len(few[0]) == 53
+    assert not len(phrases(np.array([5, 7]), np.array([0, 1, 2]), TOKENIZER, 9, seed=3)[0])  # texts of one word
+
+
+def test_phrases_are_learnt_and_copies_are_not(tmp_path):
+    corpus, every = corpus_of(random_documents(37)), np.arange(37)
+    write_texts(corpus, every, TOKENIZER, Selection(29, 11, shortest=4, phrases=17), tmp_path / "texts")
+    found = open_texts(tmp_path / "texts")
+    assert (len(found), found.sentences, found.copies, found.phrases) == (57, 29, 11, 17)
+    assert found.alone.tolist() == [*range(29), *range(40, 57)]
+    rows = [found.ids[slice(*found.bounds[i : i + 2])].tolist() for i in range(57)]
+    whole = [" ".join(map(str, row)) for row in rows[:29]]
+    assert all(any(" ".join(map(str, row)) in text for text in whole) for row in rows[40:])
+    write_texts(corpus, every, TOKENIZER, Selection(29, 11, shortest=4), tmp_path / "fewer")
+    fewer = open_texts(tmp_path / "fewer")
+    assert found.ids[: len(fewer.ids)].tolist() == fewer.ids.tolist()
 
 
 def test_texts_on_the_disk(tmp_path):

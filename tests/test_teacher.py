@@ -98,6 +98,19 @@ def test_a_published_teacher(minilm):
     assert found[0] @ found[1] > 0.5 > found[0] @ found[2]
 
 
+def test_products_of_16_bits(folder, tmp_path):
+    read, rows = read_teacher(folder), rows_of(TEXTS, TOKENIZER)
+    exact, found = (Teacher(read, TOKENIZER, kind).vectors(*rows).astype(np.float32) for kind in ("fp32", "bf16"))
+    assert 0 < np.abs(exact - found).max() < 0.05
+    assert (np.einsum("nw,nw->n", exact, found) > 0.999).all()
+    corpus, stores = corpus_of(random_documents(61)), []
+    for kind in ("fp32", "bf16"):
+        how = {"precision": kind, "processes": 1, "cache": tmp_path}
+        stores.append(make_store(corpus, np.arange(61), TOKENIZER, read, SELECTION, **how))
+    assert stores[0].folder != stores[1].folder
+    assert 0 < np.abs(stores[0].vectors.astype(np.float32) - stores[1].vectors).max() < 0.05
+
+
 def test_a_student_with_other_pieces(folder):
     pieces = [*PIECES[:5], *reversed(PIECES[5:]), "film##", "notgood"]
     student = Tokenizer.from_vocabulary([piece for piece in pieces if piece not in ("film", "##ing")])

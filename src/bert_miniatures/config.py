@@ -297,6 +297,8 @@ class TeacherConfig(Settings):
         batch_size: sentences or pairs per update; None means that of masked words.
         sentences: that the teacher reads.
         shortest, longest: their word pieces; None means what fits into `max_length`.
+        phrases: of 1 to 8 words, cut from the sentences, that it reads too.
+        precision: of the teacher; bf16 is quicker where the processor multiplies it, and its vectors differ a little.
         pairs: how many; near_share and thinned_share of them are near neighbours and thinned copies, the rest random.
         among: neighbours are looked for among so many sentences.
         start_words: the word vectors of new weights start from the teacher's.
@@ -312,6 +314,8 @@ class TeacherConfig(Settings):
     sentences: int = Field(default=500_000, gt=0)
     shortest: int = Field(default=6, gt=0)
     longest: int | None = Field(default=None, gt=0)
+    phrases: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
     pairs: int = Field(default=500_000, gt=0)
     near_share: float = Field(default=0.60, ge=0, le=1)
     thinned_share: float = Field(default=0.15, ge=0, le=1)

@@ -23,9 +23,10 @@ from bert_miniatures.files import read_json
 from bert_miniatures.model import Bert, build
 from bert_miniatures.tokenizer import Encoded, Tokenizer
 
-__all__ = ["Pooling", "Teacher", "TeacherFolder", "check_readable", "read_teacher"]
+__all__ = ["Pooling", "Precision", "Teacher", "TeacherFolder", "check_readable", "read_teacher"]
 
 Pooling = Literal["mean", "cls"]
+Precision = Literal["fp32", "bf16"]
 Ints = npt.NDArray[np.int64]
 
 _OLD_KEYS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
@@ -153,11 +154,12 @@ class Teacher:
         read: from `read_teacher`.
         student: the tokenizer that texts come from. Where its vocabulary is another one than the teacher's, pieces are
             joined to words and divided by the teacher's tokenizer.
+        precision: "fp32", or "bf16" for matrix products of 16-bit numbers, summed in 32 bits.
     """
 
-    def __init__(self, read: TeacherFolder, student: Tokenizer) -> None:
+    def __init__(self, read: TeacherFolder, student: Tokenizer, precision: Precision = "fp32") -> None:
         check_readable(read, student)
-        self.read, self.student = read, student
+        self.read, self.student, self.precision = read, student, precision
         self.same = read.model.tokenizer.vocabulary == student.vocabulary
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: Bert = build(read.model.config, read.model.weights)
@@ -170,7 +172,9 @@ class Teacher:
         out = np.empty((len(data), self.read.width), np.float16)
         for rows in by_length(data.lengths, _POSITIONS[self.device.type]):
             batch = data.batch(rows).to(self.device)
-            out[rows] = self._pooled(batch.ids, batch.mask).cpu().numpy().astype(np.float16)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                found = self._pooled(batch.ids, batch.mask)
+            out[rows] = found.float().cpu().numpy().astype(np.float16)
         return out
 
     def _pooled(self, ids: Tensor, mask: Tensor | None) -> Tensor:

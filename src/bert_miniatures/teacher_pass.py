@@ -38,7 +38,7 @@ from bert_miniatures.files import atomic_folder, cache_folder, write_json
 from bert_miniatures.machine import cores
 from bert_miniatures.pool import Job, Pool
 from bert_miniatures.pool_worker import raise_for, serve
-from bert_miniatures.teacher import Teacher, TeacherFolder, check_readable, read_teacher
+from bert_miniatures.teacher import Precision, Teacher, TeacherFolder, check_readable, read_teacher
 from bert_miniatures.tokenizer import Tokenizer
 from bert_miniatures.transfer import locked
 from bert_miniatures.watch import Watch
@@ -58,6 +58,7 @@ def make_store(
     teacher: TeacherFolder,
     selection: Selection,
     *,
+    precision: Precision = "fp32",
     processes: int | None = None,
     cache: Path | None = None,
     watch: Watch | None = None,
@@ -69,6 +70,7 @@ def make_store(
         documents: the numbers of those to choose sentences from, ascending.
         student: the tokenizer that the corpus was encoded with.
         selection: which sentences.
+        precision: of the teacher.
         processes: at once; None means as many as there are cores, and one on a GPU. With 1 all is done here.
         cache: the folder; None means `teacher` in the cache folder.
 
@@ -78,7 +80,7 @@ def make_store(
         DiskFull: no space left on the device.
     """
     watch = watch or Watch()
-    key = store_key(corpus, documents, student, teacher.fingerprint, selection)
+    key = store_key(corpus, documents, student, f"{teacher.fingerprint} {precision}", selection)
     folder = (cache or cache_folder() / "teacher") / key
     if (found := open_store(folder)) is not None:
         return found
@@ -90,10 +92,11 @@ def make_store(
             texts = open_texts(parts / "texts")
             assert texts is not None
             watch.note(
-                f"the teacher {teacher.folder} reads {texts.sentences:,} sentences and {texts.copies:,} thinned copies "
-                f"into {folder}; this is done once"
+                f"the teacher {teacher.folder} reads {texts.sentences:,} sentences, {texts.copies:,} thinned copies "
+                f"and {texts.phrases:,} phrases into {folder}; this is done once"
             )
             request: dict[str, Any] = {"parts": str(parts.absolute()), "teacher": str(teacher.folder.absolute())}
+            request["precision"] = precision
             request |= {"pooling": teacher.pooling if not (teacher.folder / "modules.json").is_file() else None}
             _Shards("vectors", len(texts), parts, request, watch, "sentences read by the teacher").make(processes)
             _join_store(folder, parts, len(texts), teacher.width)
@@ -243,7 +246,7 @@ def _work(request: dict[str, Any], say: Callable[[int, int], None]) -> None:
     if request["kind"] == "vectors":
         texts = open_texts(parts / "texts")
         assert texts is not None
-        teacher = _teacher(request["teacher"], request["pooling"], str(parts / "tokenizer"))
+        teacher = _teacher(request["teacher"], request["pooling"], str(parts / "tokenizer"), request["precision"])
         bounds = texts.bounds[start : end + 1]
         rows = teacher.vectors(texts.ids[bounds[0] : bounds[-1]], bounds - bounds[0])
     else:
@@ -254,8 +257,8 @@ def _work(request: dict[str, Any], say: Callable[[int, int], None]) -> None:
 
 
 @lru_cache(maxsize=1)
-def _teacher(folder: str, pooling: Any, student: str) -> Teacher:
-    return Teacher(read_teacher(Path(folder), pooling), Tokenizer.from_folder(Path(student)))
+def _teacher(folder: str, pooling: Any, student: str, precision: Precision) -> Teacher:
+    return Teacher(read_teacher(Path(folder), pooling), Tokenizer.from_folder(Path(student)), precision)
 
 
 if __name__ == "__main__":

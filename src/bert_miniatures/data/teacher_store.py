@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_miniatures.data.encoding import EncodedCorpus
-from bert_miniatures.data.teacher_texts import Selection, choose, gathered, thinned
+from bert_miniatures.data.teacher_texts import Selection, choose, gathered, phrases, thinned
 from bert_miniatures.errors import DataError
 from bert_miniatures.files import atomic_folder, atomic_write, read_json, write_json
 from bert_miniatures.tokenizer import Tokenizer
@@ -32,17 +32,19 @@ _BLOCK = 2**16  # sentences read at once
 
 @dataclass(frozen=True)
 class Texts:
-    """N sentences and C thinned copies, memory-mapped: text t is `ids[bounds[t]:bounds[t + 1]]`, no special tokens.
+    """N sentences, C thinned copies and P phrases, memory-mapped: text t is `ids[bounds[t]:bounds[t + 1]]`.
 
     Attributes:
-        ids: in the student's pieces, uint16 or int32.
-        bounds: int64 [N + C + 1].
+        ids: in the student's pieces, no special ones among them, uint16 or int32.
+        bounds: int64 [N + C + P + 1].
         sentences: N; text N + i is a thinned copy of text i.
+        phrases: P; the last ones.
     """
 
     ids: npt.NDArray[np.uint16 | np.int32]
     bounds: Ints
     sentences: int
+    phrases: int = 0
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -50,7 +52,12 @@ class Texts:
     @property
     def copies(self) -> int:
         """How many thinned copies there are."""
-        return len(self) - self.sentences
+        return len(self) - self.sentences - self.phrases
+
+    @property
+    def alone(self) -> Ints:
+        """The numbers of those that are learnt each by itself: sentences and phrases."""
+        return np.concatenate([np.arange(self.sentences), np.arange(self.sentences + self.copies, len(self))])
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class TeacherStore:
     """Texts with the teacher's vectors.
 
     Attributes:
-        vectors: float16 [N + C, W], memory-mapped.
+        vectors: float16 [N + C + P, W], memory-mapped.
         folder: where they are.
     """
 
@@ -71,7 +78,7 @@ def store_key(corpus: EncodedCorpus, documents: Ints, tokenizer: Tokenizer, teac
     """Return the name of a store.
 
     Args:
-        teacher: fingerprint of the teacher: weights, tokenizer, pooling.
+        teacher: what decides its vectors: weights, tokenizer, pooling, precision.
     """
     of_documents = hashlib.sha256(np.ascontiguousarray(documents, "<i8").data).hexdigest()
     parts = [_FORMAT, corpus.checksum, tokenizer.fingerprint, of_documents, teacher, asdict(selection)]
@@ -93,7 +100,8 @@ def open_texts(folder: Path) -> Texts | None:
     """Map texts alone."""
     try:
         facts = read_json(folder / "texts.json")
-        texts = Texts(mapped(folder / "ids", facts["ids"]), mapped(folder / "bounds", "<i8"), facts["sentences"])
+        arrays = mapped(folder / "ids", facts["ids"]), mapped(folder / "bounds", "<i8")
+        texts = Texts(*arrays, facts["sentences"], facts.get("phrases", 0))
         whole = len(texts) == facts["texts"] and texts.bounds[-1] == len(texts.ids)
         return texts if whole else None
     except (DataError, OSError, ValueError, KeyError, TypeError):
@@ -108,7 +116,7 @@ def mapped(path: Path, kind: str) -> Any:
 def write_texts(
     corpus: EncodedCorpus, documents: Ints, tokenizer: Tokenizer, selection: Selection, folder: Path
 ) -> None:
-    """Choose sentences, thin some, and write them into a folder, whole or not at all.
+    """Choose sentences, thin some, take phrases of them, and write all into a folder, whole or not at all.
 
     Raises:
         DataError: the corpus has no sentence of these lengths.
@@ -116,6 +124,7 @@ def write_texts(
     """
     numbers = choose(corpus, documents, tokenizer, selection)
     kind = np.dtype(corpus.ids.dtype).newbyteorder("<")
+    facts: dict[str, Any] = {"ids": kind.str, "sentences": len(numbers)}
     with atomic_folder(folder, overwrite=True) as temporary:
         lengths = []
         with (temporary / "ids").open("wb") as file:
@@ -130,9 +139,17 @@ def write_texts(
             for ids, counts in thinned(mapped(temporary / "ids", kind.str), copied, tokenizer, selection.seed):
                 file.write(ids.astype(kind).tobytes())
                 lengths.append(counts)
+            if selection.phrases:
+                whole = mapped(temporary / "ids", kind.str)
+                spans = np.stack(phrases(whole, bounds, tokenizer, selection.phrases, selection.seed))
+                for start in range(0, spans.shape[1], _BLOCK):
+                    ids, ends = gathered(whole, *spans[:, start : start + _BLOCK])
+                    file.write(ids.astype(kind).tobytes())
+                    lengths.append(np.diff(ends))
+                facts["phrases"] = spans.shape[1]
         bounds = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype("<i8")
         (temporary / "bounds").write_bytes(bounds.tobytes())
-        facts = {"ids": kind.str, "sentences": len(numbers), "texts": len(bounds) - 1}
+        facts["texts"] = len(bounds) - 1
         write_json(temporary / "texts.json", facts)
 
 

@@ -1,4 +1,4 @@
-"""Which sentences of a corpus a teacher reads, and thinned copies of them: a pure function of the seed.
+"""Which sentences of a corpus a teacher reads, thinned copies and phrases of them: a pure function of the seed.
 
 A sentence's place in the order is a hash of its pieces and the seed. Equal sentences are therefore met once, the order
 of files and documents does not matter, and the first n of any number are a random sample.
@@ -15,13 +15,14 @@ from bert_miniatures.data.masking import draw
 from bert_miniatures.errors import DataError
 from bert_miniatures.tokenizer import Tokenizer
 
-__all__ = ["Selection", "choose", "gathered", "thinned"]
+__all__ = ["Selection", "choose", "gathered", "phrases", "thinned"]
 
 Ints = npt.NDArray[np.int64]
 
 _BLOCK = 2**16  # sentences looked at at once; a few MB
 _LEAST_DROPPED, _MOST_DROPPED = 0.1, 0.5  # share of a sentence's words that its thinned copy lacks
-_CONTENT, _THINNED = 5, 6  # streams of random numbers
+_PHRASE = 8  # words of a phrase at most
+_CONTENT, _THINNED, _PHRASES = 5, 6, 7  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Selection:
         copies: so many of them are met as thinned copies too.
         shortest, longest: in word pieces, special tokens not counted.
         seed: of all that is drawn.
+        phrases: how many phrases of them; fewer where there are not so many different ones.
     """
 
     sentences: int = 500_000
@@ -40,6 +42,7 @@ class Selection:
     shortest: int = 6
     longest: int = 126
     seed: int = 1
+    phrases: int = 0
 
 
 def choose(corpus: EncodedCorpus, documents: Ints, tokenizer: Tokenizer, selection: Selection) -> Ints:
@@ -80,12 +83,16 @@ def _keys(
     corpus: EncodedCorpus, numbers: Ints, unknown: int, seed: int
 ) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
     """Return a hash of each sentence's pieces and the seed, and whether all of its pieces are known."""
-    ids, ends = gathered(corpus.ids, corpus.sentences[numbers], corpus.sentences[numbers + 1])
-    begins = ends[:-1]
-    position = np.arange(len(ids)) - np.repeat(begins, np.diff(ends))
-    hashes = np.add.reduceat(draw(ids.astype(np.uint64), position, _CONTENT), begins)
-    known: npt.NDArray[np.bool_] = ~np.logical_or.reduceat(ids == unknown, begins)
-    return draw(hashes, np.full(len(hashes), seed), _CONTENT), known
+    ids, bounds = gathered(corpus.ids, corpus.sentences[numbers], corpus.sentences[numbers + 1])
+    known: npt.NDArray[np.bool_] = ~np.logical_or.reduceat(ids == unknown, bounds[:-1])
+    return _hashes(ids, bounds, seed), known
+
+
+def _hashes(ids: npt.NDArray[np.integer], bounds: Ints, seed: int) -> npt.NDArray[np.uint64]:
+    """Return a hash of each text's pieces and the seed."""
+    position = np.arange(len(ids)) - np.repeat(bounds[:-1], np.diff(bounds))
+    hashes = np.add.reduceat(draw(ids.astype(np.uint64), position, _CONTENT), bounds[:-1])
+    return draw(hashes, np.full(len(hashes), seed), _CONTENT)
 
 
 def gathered(
@@ -137,3 +144,53 @@ def _kept(
     stays[order] = place >= dropped[owner]
     found: npt.NDArray[np.bool_] = stays[np.cumsum(begins) - 1]
     return found
+
+
+def phrases(
+    ids: npt.NDArray[np.integer], bounds: Ints, tokenizer: Tokenizer, count: int, seed: int
+) -> tuple[Ints, Ints]:
+    """Choose phrases: 1 to 8 words of a text that stand side by side, and not all of its words.
+
+    Each text gives as many as it takes, where and how long is drawn; equal ones are met once. A phrase of one word is
+    as likely as one of any other length, so that rare words come too.
+
+    Args:
+        ids: the texts' pieces, one text after the other.
+        bounds: where each text begins, and the end of the last, [N + 1].
+        count: how many at most.
+
+    Returns:
+        Where each phrase begins and ends in `ids`, [P] each, in the order of their hashes.
+    """
+    continues = np.array([piece.startswith("##") for piece in tokenizer.vocabulary])
+    keys, spans = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
+    each = -(-3 * count // (2 * (len(bounds) - 1)))  # half as many again, for some are equal
+    for start in range(0, len(bounds) - 1, _BLOCK):
+        block = bounds[start : start + _BLOCK + 1]
+        part = ids[block[0] : block[-1]]
+        more = _spans(part, block - block[0], continues, each, np.random.default_rng([seed, _PHRASES, start]))
+        if not len(more):
+            continue
+        keys = np.concatenate([keys, _hashes(*gathered(part, more[:, 0], more[:, 1]), seed)])
+        keys, first = np.unique(keys, return_index=True)  # ascending; of equal phrases the first
+        keys, spans = keys[:count], np.concatenate([spans, more + block[0]])[first[:count]]
+    return spans[:, 0], spans[:, 1]
+
+
+def _spans(
+    ids: npt.NDArray[np.integer],
+    bounds: Ints,
+    continues: npt.NDArray[np.bool_],
+    each: int,
+    drawn: np.random.Generator,
+) -> Ints:
+    """Return where phrases begin and end, `each` of every text that has two words or more, [n, 2]."""
+    begins = ~continues[ids]
+    begins[bounds[:-1]] = True
+    places = np.append(np.flatnonzero(begins), len(ids))  # of the words, and the end
+    bounds = np.searchsorted(places, bounds)  # in words
+    first, words = np.repeat(bounds[:-1], each), np.repeat(np.diff(bounds), each)
+    first, words = first[words > 1], words[words > 1]
+    length = np.minimum(drawn.integers(1, _PHRASE + 1, len(words)), words - 1)
+    start = first + (drawn.random(len(words)) * (words - length + 1)).astype(np.int64)
+    return np.stack([places[start], places[start + length]], 1)

@@ -58,7 +58,7 @@ class PairBatch(_Batch):
 
 
 class VectorBatches:
-    """The sentences of a store in their order: a source for `train`.
+    """The sentences and phrases of a store in their order: a source for `train`.
 
     Args:
         store: from `open_store`.
@@ -71,7 +71,8 @@ class VectorBatches:
     def __init__(self, store: TeacherStore, tokenizer: Tokenizer, max_length: int, batch_size: int, seed: int) -> None:
         _check(store.texts, max_length - 2, max_length)
         self.store, self.tokenizer, self.batch_size, self.seed = store, tokenizer, batch_size, seed
-        self._lengths = np.diff(store.texts.bounds[: store.texts.sentences + 1]) + 2
+        self._numbers = store.texts.alone
+        self._lengths = np.diff(store.texts.bounds)[self._numbers] + 2
         self.per_epoch = math.ceil(len(self._lengths) / batch_size)
 
     def rows(self, epoch: int) -> list[Ints]:
@@ -84,7 +85,7 @@ class VectorBatches:
 
     def micro(self, rows: Ints, size: int | None = None) -> Iterator[VectorBatch]:
         """Collate the rows of one batch, in pieces of at most `size` rows."""
-        for some in _pieces(rows, size):
+        for some in _pieces(self._numbers[rows], size):
             ids, _, mask = _laid_out(self.store.texts, some, None, self.tokenizer, 2**30)
             vectors = self.store.vectors[some].astype(np.float32)
             yield VectorBatch(ids, None, mask, torch.from_numpy(vectors))

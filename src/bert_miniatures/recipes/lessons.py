@@ -35,7 +35,7 @@ class Lessons:
 
     Attributes:
         weights: what the model starts from.
-        store: sentences with the teacher's vectors.
+        store: sentences and phrases with the teacher's vectors.
         pairs: of them, where they are learnt.
         vectors: whether they are learnt.
     """
@@ -77,7 +77,8 @@ class Lessons:
         """Return what result.json says of them."""
         if self.store is None:
             return {}
-        found = {"sentences": self.store.texts.sentences, "width": self.store.vectors.shape[1]}
+        texts = self.store.texts
+        found = {"sentences": texts.sentences, "phrases": texts.phrases, "width": self.store.vectors.shape[1]}
         return {"lessons": found if self.pairs is None else found | {"pairs": len(self.pairs)}}
 
 
@@ -175,9 +176,11 @@ def lessons_of(config: PretrainConfig, inputs: TextInputs, watch: Watch) -> Less
         teacher.shortest,
         room if teacher.longest is None else teacher.longest,
         seed,
+        teacher.phrases if teacher.vector_share else 0,
     )
     student, processes = inputs.parent.tokenizer, config.train.threads
-    store = make_store(inputs.corpus, inputs.training, student, read, selection, processes=processes, watch=watch)
+    how: dict[str, Any] = {"precision": teacher.precision, "processes": processes, "watch": watch}
+    store = make_store(inputs.corpus, inputs.training, student, read, selection, **how)
     pairs = make_pairs(store, rules, processes=processes, watch=watch) if teacher.pair_share else None
     return Lessons(weights, store, pairs, teacher.vector_share > 0)
 
