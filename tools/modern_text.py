@@ -8,6 +8,7 @@ name through `apt-get download` (newest of the release) and `pip download` (vers
 Written are modern-SOURCE.txt.xz, as docs/pretraining.md wants them (a paragraph a line, an empty line after a document:
 a page, a dialogue, 50 messages of a program), and SOURCES.json with packages, versions, licences and sizes. The same
 packages give the same files. None of the text belongs into the repository.
+What was left out, and why: docs/starter.md.
 """
 
 import argparse
@@ -190,7 +191,7 @@ def compiled(path: Path) -> Documents:
 
 def catalogue(path: Path) -> Documents:
     """The English side of a catalogue (.po, .pot): msgid, or the default text where msgid is only a key."""
-    messages = []
+    messages: list[str] = []
     for entry in content(path).split("\n\n"):
         default = re.findall(r'^#\. Default: "(.*)"$', entry, re.M)
         quoted = re.findall(r'^(?:msgid|msgid_plural) ((?:"(?:[^"\\]|\\.)*"\s*)+)', entry, re.M)
@@ -211,16 +212,6 @@ def strings(value: Any) -> Iterator[str]:
 def values(path: Path) -> Documents:
     """The strings of a JSON file."""
     yield from chunks(strings(json.loads(content(path))))
-
-
-def described(path: Path) -> Documents:
-    """What a JSON file says under `documentation`, which is HTML."""
-
-    def found(value: Any) -> Iterator[str]:
-        for key, inner in value.items() if isinstance(value, dict) else ():
-            yield from parse(inner) if key == "documentation" and isinstance(inner, str) else found(inner)
-
-    yield from chunks(found(json.loads(content(path))))
 
 
 def quoted(path: Path, pattern: str) -> Documents:
@@ -286,32 +277,6 @@ def turns(path: Path) -> Documents:
         ]
 
 
-def sayings(path: Path) -> Documents:
-    """Quotations with a line of percent signs between them (fortune)."""
-    yield from chunks(re.sub(r"\n\s+-- .*", "", text, flags=re.S) for text in content(path).split("\n%\n"))
-
-
-def entries(path: Path) -> Documents:
-    """A dictionary: entries start at the left, what they say is indented."""
-    for entry in re.split(r"\n(?=\S)", re.sub(r"/\S+/ ", "", content(path))):
-        yield re.sub(r"[{}]", "", entry.partition("\n")[2]).split("\n\n")
-
-
-PARTS = re.compile(
-    r"(lib|python|golang|node-|ruby|r-|rust|fonts|php|task|linux-)|.*-(dev|doc|dbg|l10n|data|common)\b|.*-l10n-"
-)
-
-
-def descriptions(path: Path) -> Documents:
-    """What the archive says of its programs; libraries and parts of programs are left out."""
-    for record in content(path).split("\n\n"):
-        name = re.match(r"Package: (\S+)", record)
-        text = re.search(r"^Description-en: (.*)", record, re.M | re.S)
-        if name and text and not PARTS.match(name[1]):
-            title, _, rest = text[1].partition("\n")
-            yield [title, *re.sub(r"\n [ *-].*", "", "\n" + rest).replace("\n ", " ").split(" . ")]
-
-
 # ------------------------------------------------------------------------------------------------- the sources
 
 
@@ -321,29 +286,14 @@ class Source:
 
     name: str
     licence: str
-    packages: str  # "debian:NAME" and "pypi:NAME==VERSION", spaces between; "debian-index" is the list of packages
+    packages: str  # "debian:NAME" and "pypi:NAME==VERSION", spaces between
     read: Callable[[Path], Documents]
     files: str  # a pattern of paths in the unpacked packages, or several with spaces between
     least: int = 3  # words that a paragraph has
 
 
-PHP = r"\$(?:labels|messages)\['\w+'\] *= *'((?:[^'\\]|\\.)*)'"
-DJANGO = " ".join(
-    f"usr/share/doc/*/html/{part}/**/*.html" for part in sorted(names("faq howto internals intro misc topics"))
-)
 HELP = "usr/share/help/C/**/*.page"
-KDE = "usr/share/doc/HTML/en/**/index.cache.bz2"
 GERMAN = "usr/share/locale/de/LC_MESSAGES/*.mo"
-AMAZON = " ".join(
-    f"botocore/data/{service}/*/service-2.json.gz"
-    for service in sorted(
-        names(
-            "account billing budgets chime cognito-idp comprehend connect connectcases customer-profiles devicefarm"
-            " invoicing lexv2-models location mturk notifications organizations personalize polly rekognition ses"
-            " support translate wickr workmail workspaces"
-        )
-    )
-)
 
 SOURCES = (
     Source("chitchat", "MIT", "pypi:chitchat-dataset==0.9.0", chats, "chitchat_dataset/dataset.json"),
@@ -380,7 +330,6 @@ SOURCES = (
         "usr/share/libreoffice/help/en-US/text/s[cdhimw]*/**/*.html",
     ),
     Source("wordnet", "WordNet-3.0", "debian:wordnet-base", glosses, "usr/share/wordnet/data.*"),
-    Source("descriptions", "those of the packages, all free", "debian-index", descriptions, "*Translation-en", 5),
     Source(
         "web-shops-and-sites",
         "BSD, MIT",
@@ -404,13 +353,6 @@ SOURCES = (
         compiled,
         GERMAN,
     ),
-    Source(
-        "webmail",
-        "GPL-3+",
-        "debian:roundcube-core",
-        partial(quoted, pattern=PHP),
-        "usr/share/roundcube/**/localization/en_US*.inc usr/share/roundcube/**/localization/en_US/*.inc",
-    ),
     Source("chatterbot", "BSD", "pypi:chatterbot-corpus==1.2.0", turns, "chatterbot_corpus/data/english/*.yml"),
     Source("alice", "GPL-2+", "pypi:python-aiml==0.9.3", replies, "**/botdata/alice/*.aiml"),
     Source(
@@ -430,29 +372,6 @@ SOURCES = (
         "usr/share/games/wesnoth/1.16/data/**/*.cfg",
     ),
     Source("request-tracker", "GPL-2", "debian:rt5-doc-html", pages, "usr/share/doc/rt5-doc-html/[a-z]*.html"),
-    Source("debian-handbook", "GPL-2+, CC-BY-SA-3.0", "debian:debian-handbook", pages, "usr/share/**/en-US/*.html"),
-    Source("django-docs", "BSD-3-Clause", "debian:python-django-doc", pages, DJANGO),
-    Source(
-        "amazon-services",
-        "Apache-2.0",
-        "pypi:botocore==1.44.8",
-        described,
-        AMAZON,
-        8,
-    ),
-    Source("fortunes", "BSD", "debian:fortunes", sayings, "usr/share/games/fortunes/*.u8"),
-    Source(
-        "kde-help",
-        "GFDL-1.2+",
-        "debian:khelpcenter debian:kmail debian:korganizer debian:dolphin debian:kmymoney-common",
-        pages,
-        KDE,
-    ),
-    Source(
-        "gnucash-help", "GFDL-1.1+", "debian:gnucash-docs", pages, "usr/share/doc/gnucash-docs/gnucash-*-en/**/*.html"
-    ),
-    Source("gimp-help", "GFDL-1.2+", "debian:gimp-help-en", pages, "usr/share/gimp/2.0/help/en/*.html"),
-    Source("foldoc", "GFDL-1.1+", "debian:dict-foldoc", entries, "usr/share/dictd/*.dict.dz"),
 )
 
 
@@ -466,11 +385,6 @@ def run(*command: str, cwd: Path | None = None) -> None:
 def fetch(package: str, folder: Path) -> str:
     """Fetch a package, unpack it into a folder, return its name and version."""
     kind, _, name = package.partition(":")
-    if kind == "debian-index":
-        lists = ("-o", f"Dir::State::Lists={folder}", "-o", "Acquire::Languages=en", "-o", "APT::Sandbox::User=root")
-        (folder / "partial").mkdir()
-        run("apt-get", *lists, "-o", "Acquire::GzipIndexes=false", "update")
-        return "package lists of the Debian release"
     with tempfile.TemporaryDirectory() as place:
         if kind == "debian":
             run("apt-get", "-o", "APT::Sandbox::User=root", "download", name, cwd=Path(place))
