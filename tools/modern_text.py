@@ -366,8 +366,7 @@ SOURCES = (
     Source(
         "wesnoth",
         "GPL-2+",
-        "debian:wesnoth-1.16-data debian:wesnoth-1.16-httt debian:wesnoth-1.16-nr debian:wesnoth-1.16-utbs"
-        " debian:wesnoth-1.16-low debian:wesnoth-1.16-sof debian:wesnoth-1.16-did debian:wesnoth-1.16-ei",
+        "debian:wesnoth-1.16-data",
         partial(quoted, pattern=r'_ *"((?:[^"]|"")*)"'),
         "usr/share/games/wesnoth/1.16/data/**/*.cfg",
     ),
