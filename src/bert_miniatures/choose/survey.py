@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bert_miniatures.choose.measuring import PRECISIONS, Measured, Plan, measured, plan_of, shape_of
+from bert_miniatures.choose.measuring import PRECISIONS, Measured, Plan, measured, plan_of, quieter, shape_of
 from bert_miniatures.choose.picking import Budget, Row, pareto, pick, sentence
 from bert_miniatures.choose.profile import Profile
 from bert_miniatures.choose.timing import Fit, Shape, disk, fit, line
@@ -22,7 +22,9 @@ __all__ = ["LEAST", "MEASURED", "Survey", "predicted", "row_of", "survey"]
 # Shallow and deep, narrow and wide, and the four with published scores. Any beginning of the list spans the table too.
 MEASURED = ("2/128", "8/512", "4/256", "2/768", "12/128", "4/512", "6/768", "12/256")
 LEAST = 4  # measured models, without which nothing is modelled
+CALLS = 0.6  # seconds of calls with one text, for each graph and number of threads
 SECONDS = 100.0  # until no further measurement is begun
+VISITS = 2  # to each graph, one after all others had theirs: a machine has quiet and busy minutes
 _TRIES = 3  # recommended rows that are measured after all
 _WORK = 5  # copies of a graph that making one takes in memory
 
@@ -80,11 +82,13 @@ def survey(
     watch, began = watch or Watch(), time.monotonic()
     found = Survey(profile, budget or Budget())
     _warn_of_other_work(watch)
-    plan = plan_of(profile, threads or sorted({1, cores()}))
-    jobs = [(ZOO[size], precision) for size in models for precision in PRECISIONS]
+    plan = plan_of(profile, threads or sorted({1, cores()}), CALLS / VISITS)
+    graphs = [(ZOO[size], precision) for size in models for precision in PRECISIONS]
+    jobs = graphs * VISITS
     for number, (model, precision) in enumerate(jobs):
         watch.progress(number, len(jobs), f"{model.size} {precision}")
-        if time.monotonic() - began < seconds:
+        once = number < len(graphs) or model in found.known[precision]  # what could not be measured is not tried again
+        if once and time.monotonic() - began < seconds:
             _measure(found, model, precision, plan, watch)
     if not any(found.known.values()):
         raise UserError("too little memory is free to measure anything")
@@ -94,7 +98,7 @@ def survey(
         if best is None or best.is_measured or time.monotonic() - began > seconds:
             break
         watch.note(f"measuring {best.name}, which was modelled")
-        if not _measure(found, best.model, best.precision, plan, watch):
+        if not all(_measure(found, best.model, best.precision, plan, watch) for _ in range(VISITS)):
             break
         _fill(found, plan)
     found.best, found.said = pick(found.rows, found.budget), sentence(found.rows, found.budget)
@@ -115,11 +119,13 @@ def _measure(found: Survey, model: Miniature, precision: str, plan: Plan, watch:
     if free is not None and free < _WORK * disk(model, "fp32"):
         watch.warn(f"{model.size} is not measured: {free / 1e6:.0f} MB of memory are free")
         return False
+    known = found.known[precision]
     try:
-        found.known[precision][model] = measured(model, precision, plan)
+        now = measured(model, precision, plan)
     except WorkFailed as error:
         watch.warn(str(error))
         return False
+    known[model] = quieter(known[model], now) if model in known else now
     return True
 
 

@@ -2,7 +2,7 @@
 
     seconds of a call = a                              the call itself, tokenizer included
                       + b x layers                     starting each operation of each layer
-                      + c x bytes of the layers        reading the weights, whatever the batch
+                      + c x bytes of the weights       reading them, whatever the batch; word vectors not counted
                       + d x multiply-adds              the matrix products, without those below
                       + e x numbers that pass          norms, GELU, sums: layers x positions x width
                       + f x attention                  the products of positions with positions, and the softmax
@@ -21,7 +21,8 @@ import numpy.typing as npt
 
 from bert_miniatures.zoo import POSITIONS, SEGMENTS, VOCABULARY, Miniature
 
-__all__ = ["TOKENIZER_FILES", "Fit", "Shape", "disk", "features", "fit", "layer_parameters", "line", "nnls"]
+__all__ = ["TOKENIZER_FILES", "Fit", "Shape", "disk", "features", "fit", "layer_parameters", "line",
+           "nnls", "weights"]  # fmt: skip
 
 FOLDED_HEADS = 4  # as in onnx_graph.py
 TOKENIZER_FILES = 950_000  # bytes of vocab.txt, tokenizer.json and the small files of a deploy folder
@@ -58,7 +59,8 @@ def features(model: Miniature, precision: str, shape: Shape) -> Floats:
     dense = (layers - 1) * 12 * d * d * rows * width
     last = rows * ((2 * heads if folded else 4) * d * d + 9 * d * d)
     squares = (layers - 1) * rows * width * width * d + rows * width * heads * d
-    read = layer_parameters(model) * (1 if precision == "int8" else 4)
+    products, others = weights(model)
+    read = products * (1 if precision == "int8" else 4) + 4 * others
     return np.array([1.0, layers, read, dense + last, (layers - 1) * rows * width * d + rows * d, squares])
 
 
@@ -68,16 +70,26 @@ def layer_parameters(model: Miniature) -> int:
     return model.layers * (12 * d * d + 13 * d)
 
 
-def disk(model: Miniature, precision: str) -> int:
-    """Return the bytes of a deploy folder, by formula: the graph's weights, and the tokenizer's files."""
+def weights(model: Miniature) -> tuple[int, int]:
+    """Return how many numbers of a graph are in products that may have 8 bits, and how many are not.
+
+    Those of words and positions, of which a call reads few, are in neither.
+    """
     d, n, layers = model.width, model.heads, model.layers
-    if n <= FOLDED_HEADS:
+    if n <= FOLDED_HEADS:  # in the last layer, which asks from one position, products of weights take the place of keys
         products, others = 2 * n * d * d, n * d + d
     else:
         products, others = 2 * d * d, 2 * d * d + 2 * d
     products += (layers - 1) * 4 * d * d + layers * 8 * d * d + d * d
-    others += (layers - 1) * 2 * d + layers * 9 * d + 2 * d + d + 2 * d + SEGMENTS * POSITIONS * d + POSITIONS * 2
-    words = VOCABULARY * d
+    others += (layers - 1) * 2 * d + layers * 9 * d + 2 * d + d + 2 * d
+    return products, others
+
+
+def disk(model: Miniature, precision: str) -> int:
+    """Return the bytes of a deploy folder, by formula: the graph's weights, and the tokenizer's files."""
+    products, others = weights(model)
+    others += SEGMENTS * POSITIONS * model.width + POSITIONS * 2
+    words = VOCABULARY * model.width
     whole = products + words + 4 * (others + VOCABULARY) if precision == "int8" else 4 * (products + words + others)
     return whole + TOKENIZER_FILES
 
