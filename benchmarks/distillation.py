@@ -60,7 +60,7 @@ class Plan:
 
 # "alone" is the cell of the published grid that was best for the starter (docs/starter.md) where that is known
 PLANS = {
-    "sst2": Plan((32, 1e-4, 2), (16, 3e-4, 4), (32, 3e-4, 6), transfer=(("corpus", 120_000),)),
+    "sst2": Plan((32, 1e-4, 2), (128, 3e-4, 4), (32, 3e-4, 6), transfer=(("corpus", 120_000),)),
     "mrpc": Plan(
         (32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("qqp", 10_000), ("stsb", 5_749))
     ),
