@@ -89,7 +89,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "doctor.md": {"old-model": "old"},
     "evidence.md": {".demo/support": "run"},
     "report.md": {"runs/first": "run", "runs/second": "run", "sweep/third": "run"},
-    "starter.md": {"runs/second": "run"},
+    "starter.md": {"runs/second": "run", "runs/third": "run"},
     "sweep.md": {
         "mymodel": "model",
         "mine.csv": "train.csv",
