@@ -120,7 +120,7 @@ def thinned(
     Yields:
         The pieces that are left and how many each text has, [n].
     """
-    continues = np.array([piece.startswith("##") for piece in tokenizer.vocabulary])
+    continues = _continues(tokenizer)
     for start in range(0, len(bounds) - 1, _BLOCK):
         block = bounds[start : start + _BLOCK + 1]
         part = ids[block[0] : block[-1]]
@@ -132,8 +132,7 @@ def _kept(
     ids: npt.NDArray[np.integer], bounds: Ints, continues: npt.NDArray[np.bool_], drawn: np.random.Generator
 ) -> npt.NDArray[np.bool_]:
     """Tell which pieces stay."""
-    begins = ~continues[ids]
-    begins[bounds[:-1]] = True
+    begins = _begins(ids, bounds, continues)
     owner = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))[begins]  # of each word
     words = np.bincount(owner, minlength=len(bounds) - 1)
     share = drawn.uniform(_LEAST_DROPPED, _MOST_DROPPED, len(words))
@@ -162,7 +161,7 @@ def phrases(
     Returns:
         Where each phrase begins and ends in `ids`, [P] each, in the order of their hashes.
     """
-    continues = np.array([piece.startswith("##") for piece in tokenizer.vocabulary])
+    continues = _continues(tokenizer)
     keys, spans = np.empty(0, np.uint64), np.empty((0, 2), np.int64)
     each = -(-3 * count // (2 * (len(bounds) - 1)))  # half as many again, for some are equal
     for start in range(0, len(bounds) - 1, _BLOCK):
@@ -185,8 +184,7 @@ def _spans(
     drawn: np.random.Generator,
 ) -> Ints:
     """Return where phrases begin and end, `each` of every text that has two words or more, [n, 2]."""
-    begins = ~continues[ids]
-    begins[bounds[:-1]] = True
+    begins = _begins(ids, bounds, continues)
     places = np.append(np.flatnonzero(begins), len(ids))  # of the words, and the end
     bounds = np.searchsorted(places, bounds)  # in words
     first, words = np.repeat(bounds[:-1], each), np.repeat(np.diff(bounds), each)
@@ -194,3 +192,15 @@ def _spans(
     length = np.minimum(drawn.integers(1, _PHRASE + 1, len(words)), words - 1)
     start = first + (drawn.random(len(words)) * (words - length + 1)).astype(np.int64)
     return np.stack([places[start], places[start + length]], 1)
+
+
+def _continues(tokenizer: Tokenizer) -> npt.NDArray[np.bool_]:
+    """Tell of each piece whether it continues a word."""
+    return np.array([piece.startswith("##") for piece in tokenizer.vocabulary])
+
+
+def _begins(ids: npt.NDArray[np.integer], bounds: Ints, continues: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Tell where words begin; the first piece of a text begins one, whatever it is."""
+    found: npt.NDArray[np.bool_] = ~continues[ids]
+    found[bounds[:-1]] = True
+    return found
