@@ -9,8 +9,8 @@ For each task: the teacher, a 6-layer 384-wide sentence encoder (the PyPI packag
 once; then, with each seed, the student is fine-tuned alone and distilled, and the distilled one is fine-tuned. All are
 commands of this package. What is finished in --scratch is not run again, and what was interrupted goes on. The students
 of a task run side by side in --workers processes of one thread. Transfer texts are training pairs of other tasks
-without their labels, the first of each file, or sentences drawn from --corpus. PLANS below has every setting; scores
-are those of dev.
+without their labels, the first of each file, or those sentences of --corpus that look most like the task's. PLANS below
+has every setting; scores are those of dev.
 
 --compound adds the same students from random weights; --curve distils with none, a sixteenth, a quarter and all of the
 task's transfer texts, drawn once, and plots the scores; --students labels the task's texts once, distils ten students
@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bert_miniatures.checkpoint import ModelFolder, read_folder, write_folder
 from bert_miniatures.data.corpus import documents, open_corpus
@@ -60,7 +63,7 @@ class Plan:
 
 # "alone" is the cell of the published grid that was best for the starter (docs/starter.md) where that is known
 PLANS = {
-    "sst2": Plan((32, 1e-4, 2), (128, 3e-4, 4), (32, 3e-4, 6), transfer=(("corpus", 120_000),)),
+    "sst2": Plan((32, 1e-4, 2), (128, 3e-4, 4), (32, 3e-4, 6), transfer=(("corpus", 80_000),)),
     "mrpc": Plan(
         (32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("qqp", 10_000), ("stsb", 5_749))
     ),
@@ -107,41 +110,63 @@ def transfer_of(options: argparse.Namespace, task: str, share: float = 1.0) -> P
     """Write the transfer texts of a task, or a share of them, if they are not there."""
     path: Path = options.scratch / task / ("transfer.jsonl" if share == 1.0 else f"transfer-{share}.jsonl")
     if not path.exists():
-        lines = [line for source, count in PLANS[task].transfer for line in transfer_lines(options, source, count)]
+        lines = [
+            line for source, count in PLANS[task].transfer for line in transfer_lines(options, task, source, count)
+        ]
         if share < 1.0:
             lines = random.Random(1).sample(lines, round(share * len(lines)))
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
-def transfer_lines(options: argparse.Namespace, source: str, count: int) -> list[str]:
-    """Return pairs of another task without their labels, or sentences of --corpus, as JSON."""
+def transfer_lines(options: argparse.Namespace, task: str, source: str, count: int) -> list[str]:
+    """Return pairs of another task without their labels, or sentences of --corpus like those of the task, as JSON."""
     if source == "corpus":
-        return [json.dumps({"text": text}, ensure_ascii=False) for text in sentences_of(options.corpus, count)]
-    task = task_named(source)
-    rows, _ = glue_rows(task, glue_file(task, options.glue, "train"), "train", count)
+        own, _ = glue_rows(task_named(task), glue_file(task_named(task), options.glue, "train"), "train", None)
+        sentences = most_like(own.texts, sentences_of(options.corpus), count)
+        return [json.dumps({"text": text}, ensure_ascii=False) for text in sentences]
+    other = task_named(source)
+    rows, _ = glue_rows(other, glue_file(other, options.glue, "train"), "train", count)
     assert rows.pairs is not None
     pairs = zip(rows.texts, rows.pairs, strict=True)
     return [json.dumps({"text": one, "pair": two}, ensure_ascii=False) for one, two in pairs]
 
 
-def sentences_of(files: Sequence[Path], count: int) -> list[str]:
-    """Draw sentences of 5 to 40 words."""
-    every = (
-        sentence
+def sentences_of(files: Sequence[Path]) -> list[str]:
+    """Return the sentences of 5 to 40 words, each once."""
+    every = {
+        " ".join(sentence.split()): None
         for source in open_corpus(files)
         for document in documents(source)
         for paragraph in document
         for sentence in split_sentences(paragraph)
         if 5 <= len(sentence.split()) <= 40
+    }
+    return list(every)
+
+
+def most_like(own: Sequence[str], sentences: Sequence[str], count: int) -> list[str]:
+    """Return the sentences that look most like a task's own texts of 5 words or more, in their order.
+
+    Words and pairs of words tell (Moore and Lewis 2010, "Intelligent selection of language model training data", with
+    a linear classifier in place of two language models).
+    """
+    from sklearn.feature_extraction.text import HashingVectorizer
+    from sklearn.linear_model import SGDClassifier
+
+    def plain(text: str) -> str:
+        return re.sub(r"n't\b", " n't", text.lower())  # as GLUE's SST-2 writes it
+
+    words = HashingVectorizer(
+        n_features=2**19, ngram_range=(1, 2), token_pattern=r"\w+", preprocessor=plain, alternate_sign=False
     )
-    drawn, kept = random.Random(1), list[str]()
-    for seen, sentence in enumerate(every):
-        if len(kept) < count:
-            kept.append(sentence)
-        elif (place := drawn.randrange(seen + 1)) < count:
-            kept[place] = sentence
-    return kept
+    task = sorted({text.strip() for text in own if len(text.split()) >= 5})
+    others = random.Random(1).sample(sentences, min(len(task), len(sentences)))
+    judge = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=20, random_state=1)
+    judge.fit(words.transform([*task, *others]), [1] * len(task) + [0] * len(others))
+    alike = np.concatenate([judge.decision_function(words.transform(sentences[i : i + 50_000]))
+                            for i in range(0, len(sentences), 50_000)])  # fmt: skip
+    return [sentences[i] for i in sorted(np.argsort(-alike, kind="stable")[:count])]
 
 
 def random_start(options: argparse.Namespace) -> Path:

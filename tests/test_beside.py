@@ -84,9 +84,9 @@ def run(threads: int, micro: int | None = None, exact: bool = True) -> tuple[lis
                          intermediate_size=23, max_position_embeddings=31, hidden_dropout_prob=0.1,
                          initializer_range=0.15)  # fmt: skip
     drawn = np.random.default_rng(1)
-    lengths = drawn.integers(3, 17, 67).astype(np.int32)
+    lengths = drawn.integers(3, 17, 71).astype(np.int32)
     ids = drawn.integers(5, 53, int(lengths.sum())).astype(np.int32)
-    data = Dataset(Encoded(ids, lengths, lengths, 0, 0, 0), drawn.integers(0, 3, 67))
+    data = Dataset(Encoded(ids, lengths, lengths, 0, 0, 0), drawn.integers(0, 3, 71))
     settings = TrainConfig(batch_size=11, epochs=2, learning_rate=1e-3, epsilon=1e-3, micro_batch_size=micro,
                            exact_speedups=exact)  # fmt: skip
     before = torch.get_num_threads()

@@ -89,6 +89,71 @@ def test_gradients_added_in_place_are_those_of_autograd(positions, segments, dro
         torch.testing.assert_close(found[True][name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("kind", ["classify", "picked", "all"])
+def test_what_is_forgotten_is_written_upon_once(kind):
+    """Whatever was there before: the first backward pass writes, the second adds."""
+    ids = torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) * 3 % 29
+    found = {}
+    for forgotten in (False, True):
+        model = encoder(0.0)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        model.accumulate_in_place()
+        for sums in model.layer_sums() if forgotten else []:
+            sums.forgotten = True
+            for matrix in sums.matrices:
+                matrix.fill_(math.nan)
+        for step in range(2):
+            if kind == "classify":
+                y = model.classify((ids + step) % 29)
+            else:
+                y = model((ids + step) % 29, wanted=torch.tensor([1, 8, 9, 33]) if kind == "picked" else None)
+            y.pow(3).sum().backward()
+        found[forgotten] = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, expected in found[False].items():
+        torch.testing.assert_close(found[True][name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_autograd_adds_to_what_is_forgotten_too():
+    """An objective that uses a weight of a layer on its own, whatever the order of the backward passes."""
+    ids = torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) * 3 % 29
+    for late in (False, True):
+        found = {}
+        for forgotten in (False, True):
+            model = encoder(0.0)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            model.accumulate_in_place()
+            for sums in model.layer_sums() if forgotten else []:
+                sums.forgotten = True
+                for matrix in sums.matrices:
+                    matrix.fill_(math.nan)
+            alone = model.layers[1].qkv.weight.pow(3).sum()
+            loss = model.classify(ids).pow(3).sum()
+            for part in (loss, alone) if late else (alone, loss):
+                part.backward()
+            found[forgotten] = {name: parameter.grad for name, parameter in model.named_parameters()}
+        for name, expected in found[False].items():
+            torch.testing.assert_close(found[True][name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: n + m)
+
+
+def test_what_is_forgotten_and_not_written_is_zero():
+    model = encoder(0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    model.accumulate_in_place()
+    for sums in model.layer_sums():
+        sums.forgotten = True
+        sums.settle()
+        assert not any(matrix.any() for matrix in sums.matrices)
+        assert not sums.forgotten
+    assert {id(matrix) for sums in model.layer_sums() for matrix in sums.matrices} == {
+        id(layer.get_parameter(f"{name}.weight").grad)
+        for layer in model.layers
+        for name in ("qkv", "attended", "up", "down")
+    }
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
 def test_wanted_places_are_those_of_the_whole(packed, training):

@@ -8,13 +8,14 @@ those of `_Layer` in model.py but for rounding (tests/test_fused.py).
 Shapes: B batch, T positions, D width, N heads, H = D / N, R = B T rows, F feed-forward.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Drawn", "Settings", "Tensors", "layer"]
+__all__ = ["Drawn", "Settings", "Sums", "Tensors", "layer"]
 
 Tensors = tuple[Tensor, ...]
 
@@ -41,6 +42,40 @@ class Drawn(NamedTuple):
     down: Tensor | None
 
 
+@dataclass
+class Sums:
+    """Where the backward pass adds the gradients of a layer's weights.
+
+    Attributes:
+        tensors: of weight and bias of qkv, attended, attended_norm, up, down, norm, in this order.
+        forgotten: the next backward pass writes the gradients of the four matrices instead of adding to what is there;
+            that saves a way through memory for setting them to zero and one for reading the zeros.
+    """
+
+    tensors: Tensors
+    forgotten: bool = False
+
+    def taken(self) -> int:
+        """Return what the products multiply with what is there, 0 or 1; the next ones add."""
+        beta, self.forgotten = 0 if self.forgotten else 1, False
+        return beta
+
+    @property
+    def matrices(self) -> Tensors:
+        """Gradients of the weights of qkv, attended, up and down."""
+        return tuple(self.tensors[i] for i in (0, 2, 6, 8))
+
+    def before_others(self, _: Tensor) -> None:
+        """Have autograd, which is about to add to a matrix, find no forgotten numbers there."""
+        self.settle()
+
+    def settle(self) -> None:
+        """Set to zero what was forgotten and not written since."""
+        if self.taken() == 0:
+            for matrix in self.matrices:
+                matrix.zero_()
+
+
 def layer(
     x: Tensor,
     mask: Tensor | None,
@@ -50,7 +85,7 @@ def layer(
     *,
     first_only: bool = False,
     picked: Tensor | None = None,
-    sums: Tensors | None = None,
+    sums: Sums | None = None,
 ) -> Tensor:
     """Map [B, T, D] to [B, T, D], or to [B, 1, D] or [B, M, D] where the first or M picked positions are wanted.
 
@@ -76,7 +111,7 @@ class _Layer(torch.autograd.Function):
         s: Settings,
         first_only: bool,
         picked: Tensor | None,
-        sums: Tensors | None,
+        sums: Sums | None,
         *weights: Tensor,
     ) -> Tensor:
         b, t, d = x.shape
@@ -102,15 +137,16 @@ class _Layer(torch.autograd.Function):
             raise RuntimeError("a second backward pass through a fused layer: the first wrote upon what it had read")
         x, (qkv, qkv_bias, *rest), attention, kept = ctx.kept
         (s, drawn, first_only, picked, direct), ctx.kept = ctx.asked, None
-        sums = direct or tuple(torch.zeros_like(weight) for weight in (qkv, qkv_bias, *rest))
-        dresidual, dcontext = _transform_back(dy.reshape(-1, x.shape[2]), drawn, s, rest, kept, sums[2:])
+        made = direct or Sums(tuple(torch.zeros_like(weight) for weight in (qkv, qkv_bias, *rest)))
+        sums, beta = made.tensors, made.taken()
+        dresidual, dcontext = _transform_back(dy.reshape(-1, x.shape[2]), drawn, s, rest, kept, sums[2:], beta)
         if first_only:
-            dx = _attend_first_back(dcontext, x, drawn.shares, s.heads, qkv, qkv_bias, attention, sums)
+            dx = _attend_first_back(dcontext, x, drawn.shares, s.heads, qkv, qkv_bias, attention, sums, beta)
             dx[:, 0] += dresidual
         elif picked is not None:
-            dx = _attend_picked_back(dcontext, dresidual, x, picked, drawn.shares, s.heads, qkv, attention, sums)
+            dx = _attend_picked_back(dcontext, dresidual, x, picked, drawn.shares, s.heads, qkv, attention, sums, beta)
         else:
-            dx = _attend_back(dcontext, dresidual, x, drawn.shares, s.heads, qkv, attention, sums)
+            dx = _attend_back(dcontext, dresidual, x, drawn.shares, s.heads, qkv, attention, sums, beta)
         gradients = (None,) * len(sums) if direct else sums
         return (dx, None, None, None, None, None, None, *gradients)
 
@@ -135,6 +171,7 @@ def _attend_back(
     qkv: Tensor,
     saved: Tensors,
     sums: Tensors,
+    beta: int,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
     b, t, d = x.shape
@@ -142,7 +179,7 @@ def _attend_back(
     dprojected = torch.empty(3, b * heads, t, h, dtype=x.dtype)
     _mix_back(dcontext, drawn, saved, b, *dprojected)
     rows = dprojected.view(3, b, heads, t, h).permute(1, 3, 0, 2, 4).reshape(b * t, 3 * d)
-    sums[0].addmm_(rows.t(), x.view(b * t, d))
+    sums[0].addmm_(rows.t(), x.view(b * t, d), beta=beta)
     sums[1].add_(rows.sum(0))
     return dx.addmm_(rows, qkv).view(b, t, d)
 
@@ -201,6 +238,7 @@ def _attend_picked_back(
     qkv: Tensor,
     saved: Tensors,
     sums: Tensors,
+    beta: int,
 ) -> Tensor:
     """Return the gradient of x, that of the residual added; add those of weight and bias to `sums`."""
     residual, mixed = saved[0], saved[1:]
@@ -209,11 +247,11 @@ def _attend_picked_back(
     dq, dboth = torch.empty(b * heads, m, h, dtype=x.dtype), torch.empty(2, b * heads, t, h, dtype=x.dtype)
     _mix_back(dcontext, drawn, mixed, b, dq, *dboth)
     rows = dq.view(b, heads, m, h).transpose(1, 2).reshape(b * m, d)
-    sums[0][:d].addmm_(rows.t(), residual)
+    sums[0][:d].addmm_(rows.t(), residual, beta=beta)
     sums[1][:d].add_(rows.sum(0))
     dresidual.addmm_(rows, qkv[:d])
     rows = dboth.view(2, b, heads, t, h).permute(1, 3, 0, 2, 4).reshape(b * t, 2 * d)
-    sums[0][d:].addmm_(rows.t(), x.view(b * t, d))
+    sums[0][d:].addmm_(rows.t(), x.view(b * t, d), beta=beta)
     sums[1][d:].add_(rows.sum(0))
     return (rows @ qkv[d:]).index_add_(0, picked.view(-1), dresidual).view(b, t, d)
 
@@ -253,6 +291,7 @@ def _attend_first_back(
     bias: Tensor,
     saved: Tensors,
     sums: Tensors,
+    beta: int,
 ) -> Tensor:
     """Return the gradient of x without the residual's; add those of weight and bias to `sums`."""
     q, r, shares, dropped, mixed, summed = saved
@@ -261,7 +300,7 @@ def _attend_first_back(
     query, key, value = qkv.view(3, d, d)
     dqkv, dbias = sums[:2]
     dout = dcontext.view(b, heads, h).transpose(0, 1)  # N B H
-    dqkv[2 * d :].view(heads, h, d).baddbmm_(dout.transpose(1, 2), mixed)
+    dqkv[2 * d :].view(heads, h, d).baddbmm_(dout.transpose(1, 2), mixed, beta=beta)
     dbias[2 * d :].view(heads, 1, h).baddbmm_(summed[:, None], dout)
     dmixed = torch.bmm(dout, value.view(heads, h, d)).transpose(0, 1)  # B N D
     dsummed = torch.bmm(dout, bias[2 * d :].view(heads, h, 1)).transpose(0, 1)  # B N 1
@@ -271,9 +310,9 @@ def _attend_first_back(
     dscores = torch._softmax_backward_data(dshares, shares, -1, x.dtype)
     dx = torch.bmm(dropped.transpose(1, 2), dmixed).baddbmm_(dscores.transpose(1, 2), r)
     dr = torch.bmm(dscores, x).transpose(0, 1)  # N B D
-    dqkv[d : 2 * d].view(heads, h, d).baddbmm_(q.transpose(1, 2), dr)
+    dqkv[d : 2 * d].view(heads, h, d).baddbmm_(q.transpose(1, 2), dr, beta=beta)
     dq = torch.bmm(dr, key.view(heads, h, d).transpose(1, 2)).transpose(0, 1).reshape(b, d).mul_(h**-0.5)
-    dqkv[:d].addmm_(dq.t(), x[:, 0])
+    dqkv[:d].addmm_(dq.t(), x[:, 0], beta=beta)
     dbias[:d].add_(dq.sum(0))
     dx[:, 0].addmm_(dq, query)
     return dx
@@ -295,7 +334,7 @@ def _transform(
 
 
 def _transform_back(
-    dy: Tensor, drawn: Drawn, s: Settings, weights: list[Tensor], saved: Tensors, sums: Tensors
+    dy: Tensor, drawn: Drawn, s: Settings, weights: list[Tensor], saved: Tensors, sums: Tensors, beta: int
 ) -> tuple[Tensor, Tensor]:
     """Return the gradients of x and of the context; add those of the weights to `sums`."""
     project, _, norm, norm_bias, up, _, down, _, last, last_bias = weights
@@ -305,11 +344,11 @@ def _transform_back(
         dy, fed, width, last_mean, last_deviation, last, last_bias, every
     )
     df = dfed if drawn.down is None else dfed * drawn.down
-    sums[6].addmm_(df.t(), g)
+    sums[6].addmm_(df.t(), g, beta=beta)
     sums[7].add_(df.sum(0))
     dg = torch.mm(df, down, out=g)  # what is over is written upon: less memory goes through the caches
     du = torch.ops.aten.gelu_backward.grad_input(dg, u, approximate=s.tanh, grad_input=dg)
-    sums[4].addmm_(du.t(), n)
+    sums[4].addmm_(du.t(), n, beta=beta)
     sums[5].add_(du.sum(0))
     dattended, *dnorm = torch.ops.aten.native_layer_norm_backward(
         dfed.addmm_(du, up), attended, width, mean, deviation, norm, norm_bias, every
@@ -317,7 +356,7 @@ def _transform_back(
     for total, more in zip((*sums[2:4], *sums[8:10]), (*dnorm, *dlast), strict=True):
         total.add_(more)
     do = dattended if drawn.attended is None else dattended * drawn.attended
-    sums[0].addmm_(do.t(), context)
+    sums[0].addmm_(do.t(), context, beta=beta)
     sums[1].add_(do.sum(0))
     return dattended, do @ project
 

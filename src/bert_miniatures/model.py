@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_miniatures.config import ModelConfig
-from bert_miniatures.fused import Drawn, Settings, Tensors
+from bert_miniatures.fused import Drawn, Settings, Sums, Tensors
 from bert_miniatures.fused import layer as fused_layer
 from bert_miniatures.fused_ends import classifier as fused_classifier
 from bert_miniatures.fused_ends import embedding as fused_embedding
@@ -75,7 +75,7 @@ class _Layer(nn.Module):
         self.dropout, self.attention_dropout = c.hidden_dropout_prob, c.attention_probs_dropout_prob
         self.noise = noise
         self.settings = Settings(self.heads, self.tanh, c.layer_norm_eps)
-        self.direct: _Direct | None = None
+        self.direct: tuple[Tensors, Sums] | None = None
         self.qkv = nn.Linear(width, 3 * width)
         self.attended = nn.Linear(width, width)
         self.attended_norm = nn.LayerNorm(width, eps=c.layer_norm_eps)
@@ -333,9 +333,17 @@ class Bert(nn.Module):
         embed.direct = _direct((embed.word, embed.position, embed.segment, embed.norm))
         for layer in self.layers:
             assert isinstance(layer, _Layer)
-            layer.direct = _direct(layer.in_order())
+            weights, gradients = _direct(layer.in_order())
+            sums = Sums(gradients)
+            layer.direct = weights, sums
+            for part in (layer.qkv, layer.attended, layer.up, layer.down):  # an objective may use a weight on its own
+                part.weight.register_hook(sums.before_others)  # type: ignore[no-untyped-call]
         if "head" in self.groups:
             self.direct = _direct((self.pooler, self.head))
+
+    def layer_sums(self) -> list[Sums]:
+        """Return where each layer adds its gradients; none before `accumulate_in_place`."""
+        return [layer.direct[1] for layer in self.layers if isinstance(layer, _Layer) and layer.direct is not None]
 
     def _fuses(self, ids: Tensor) -> bool:
         """Tell whether a step is recorded as few nodes with backward passes of their own."""

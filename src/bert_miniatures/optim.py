@@ -64,9 +64,7 @@ class Optimizer:
         self.rules: list[_AdamW | _BertAdam] = []
         for which, span, decay in [*spans, (1, slice(0, others.numel()), 0.0)]:
             tensors = [self.flat[which].data, self.gradients()[which], *self.moments[which]]
-            words = 0 if which else max(0, min(span.stop, self.table.numel()) - span.start)
-            weights, gradient, first, second = (tensor[span] for tensor in tensors)
-            self.rules.append(rule(_Piece(weights, gradient, first, second, gradient[words:]), config, decay))
+            self.rules.append(rule(_Piece(*(tensor[span] for tensor in tensors)), config, decay))
 
     def gradients(self) -> list[Tensor]:
         """Return the flat gradients."""
@@ -76,48 +74,48 @@ class Optimizer:
         """Give the parameters of a twin gradients of their own; return these as flat vectors like `gradients()`."""
         return [_views_of(_zeros(flat), parameters) for flat, parameters in zip(self.flat, _split(twin), strict=True)]
 
-    def step(
-        self, learning_rate: float, weight: Tensor, beside: Sequence[Beside] = (), words: Tensor | None = None
-    ) -> Tensor:
-        """Divide the summed gradients by `weight`, clip them, update, and set them to zero.
+    def square(self, words: Tensor | None = None) -> Tensor:
+        """Return the squared norm of the gradients, a scalar tensor.
+
+        Args:
+            words: the rows of the word table whose gradients may not be zero; None means all. Most of a small model's
+                weights are that table, and most of its rows are not in a batch.
+        """
+        decays, others = self.gradients()
+        parts = [decays, others]
+        if words is not None:
+            parts = [self.table.index_select(0, words).view(-1), decays[self.table.numel() :], others]
+        return torch.stack([torch.dot(part, part) for part in parts]).sum()  # a third faster than their norms
+
+    def step(self, learning_rate: float, weight: Tensor, square: Tensor, beside: Sequence[Beside] = ()) -> Tensor:
+        """Divide the summed gradients by `weight`, clip them, and update. The gradients are left as they come out.
 
         Args:
             learning_rate: of this update.
             weight: what turns the sums into means, a scalar tensor.
+            square: squared norm of the gradients.
             beside: who does `update` for a piece each; the numbers do not depend on it.
-            words: the rows of the word table whose gradients may not be zero; None means all. Most of a small model's
-                weights are that table, and most of its rows are not in a batch.
 
         Returns:
             The global norm before clipping, a scalar tensor.
         """
-        squares = [torch.dot(part, part) for part in self._not_zero(words)]  # a third faster than their norms
-        norm: Tensor = torch.stack(squares).sum().sqrt() / weight
+        norm: Tensor = square.sqrt() / weight
         divisor = weight
         if self.config.clip:
             divisor = weight * ((norm + 1e-6) / self.config.clip).clamp(min=1.0)
         here = list(range(len(self.rules)))
         for other in beside:
-            other.ask("update", here.pop(0), learning_rate, float(divisor), words is None)
+            other.ask("update", here.pop(0), learning_rate, float(divisor))
         for index in here:
-            self.update(index, learning_rate, divisor, words is None)
+            self.update(index, learning_rate, divisor)
         for other in beside:
             other.answer()
-        if words is not None:
-            self.table.index_fill_(0, words, 0.0)
         return norm
 
-    def _not_zero(self, words: Tensor | None) -> list[Tensor]:
-        decays, others = self.gradients()
-        if words is None:
-            return [decays, others]
-        return [self.table.index_select(0, words).view(-1), decays[self.table.numel() :], others]
-
-    def update(self, index: int, learning_rate: float, divisor: Tensor | float, whole: bool = True) -> None:
-        """Update one piece of the vectors and set its gradient to zero; that of the word table only where `whole`."""
+    def update(self, index: int, learning_rate: float, divisor: Tensor | float) -> None:
+        """Update one piece of the vectors."""
         rule = self.rules[index]
         rule.update(learning_rate, torch.as_tensor(divisor, dtype=torch.float32, device=rule.piece.weights.device))
-        (rule.piece.gradient if whole else rule.piece.others).zero_()
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: weights and both moments, by name."""
@@ -180,13 +178,12 @@ def _zeros(like: Tensor) -> Tensor:
 
 
 class _Piece(NamedTuple):
-    """A span of the flat vectors: weights, gradient, and the two moments; of the gradient what is not of words."""
+    """A span of the flat vectors: weights, gradient, and the two moments."""
 
     weights: Tensor
     gradient: Tensor
     first: Tensor
     second: Tensor
-    others: Tensor
 
 
 class _AdamW:
@@ -204,7 +201,7 @@ class _AdamW:
 
     @torch.no_grad()
     def update(self, learning_rate: float, divisor: Tensor) -> None:
-        weights, gradient, first, second, _ = self.piece
+        weights, gradient, first, second = self.piece
         more: dict[str, Any] = {"lr": learning_rate, "grad_scale": divisor} | self.constants
         adamw([weights], [gradient], [first], [second], [], [self.count], **more)
 
@@ -219,7 +216,7 @@ class _BertAdam:
 
     @torch.no_grad()
     def update(self, learning_rate: float, divisor: Tensor) -> None:
-        weights, gradient, first, second, _ = self.piece
+        weights, gradient, first, second = self.piece
         gradient.div_(divisor)
         first.lerp_(gradient, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)

@@ -9,6 +9,7 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +28,8 @@ __all__ = ["Progress", "Source", "TrainState", "train"]
 
 _SMALLEST = 2  # rows of a part; fewer are not worth a process
 _MOST = 4  # parts
+_NONE = torch.empty(0, dtype=torch.int64)
+_CACHED = 131_072  # numbers: two such spans fit into the second-level cache of a core
 _SMALL = 32_000_000  # weights beside the word table; the operations of larger models are long enough to be shared
 
 
@@ -121,9 +124,8 @@ def train(
                 if not state.model.training:  # the caller has evaluated
                     state.model.train()
                 with gradients.threads():
-                    total, weight = gradients.of(rows)
-                    beside = [one.beside for one in gradients.twins]
-                    norm = state.optimizer.step(rate, weight, beside, gradients.words)
+                    total, weight, square = gradients.of(rows)
+                    norm = state.optimizer.step(rate, weight, square, [one.beside for one in gradients.twins])
                 state.step += 1
                 ended = index + 1 == batches.per_epoch
                 yield Progress(state.step, steps, epoch + 1, ended, total / weight, norm, rate, len(rows))
@@ -132,23 +134,34 @@ def train(
 
 
 class _Part:
-    """Computes the summed gradient of some rows of a batch, with a model of its own."""
+    """Computes the summed gradient of some rows of a batch, with a model and gradients of its own.
+
+    Attributes:
+        words: rows of the word table whose gradients may not be 0; None means all.
+    """
 
     def __init__(self, number: int, model: Bert, objective: Objective, batches: Source, config: TrainConfig) -> None:
         self.number, self.model, self.objective, self.batches, self.config = number, model, objective, batches, config
         self.device = model.embed.word.weight.device
         self.mixed = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self.rank = dist.get_rank() if dist.is_initialized() else 0
+        model.accumulate_in_place()
+        fused = model.exact_speedups and self.device.type == "cpu" and not self.mixed
         # Only where words are looked up by fused_ends.py, and no masked-language head uses their table, are the rows
         # that were looked up all of its gradient.
-        self.dense = "mlm" in model.groups or self.mixed
-        model.accumulate_in_place()
+        self.dense = "mlm" in model.groups or not fused
+        self.words: Tensor | None = None
+        self.layers = model.layer_sums() if fused else []
+        written = {id(matrix) for layer in self.layers for matrix in layer.matrices}
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        self.table, *others = gradients  # of words: the first parameter
+        self.added = [gradient for gradient in others if id(gradient) not in written]
 
     def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Add to the gradients of the model; return the summed loss and its weight."""
+        """Compute the gradients of the model; return the summed loss and its weight."""
         model, device = self.model, self.device
         model.noise.seed(self.config.seed, step, self.rank, self.number)
-        model.embed.looked_up.clear()
+        self._forget()
         total, weight = torch.zeros((), device=device), torch.zeros((), device=device)
         for batch in self.batches.micro(rows, self.config.micro_batch_size):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):
@@ -156,49 +169,61 @@ class _Part:
             loss.total.backward()  # type: ignore[no-untyped-call]
             total += loss.total.detach()
             weight += loss.weight.to(device)
+        for layer in self.layers:
+            layer.settle()
+        found = model.embed.looked_up
+        self.words = None if self.dense or not found else _union(found)
         return total, weight
 
-    def words(self) -> Tensor | None:
-        """Return the rows of the word table that may have a gradient; None means all."""
-        found = self.model.embed.looked_up
-        return None if self.dense or not found else torch.cat(found).unique()  # type: ignore[no-untyped-call]
+    def _forget(self) -> None:
+        """Set the gradients of the last step to zero, or have them written upon."""
+        torch._foreach_zero_(self.added)
+        for layer in self.layers:
+            layer.forgotten = True
+        if self.words is None:
+            self.table.zero_()
+        else:
+            self.table.index_fill_(0, self.words, 0.0)
+        self.model.embed.looked_up.clear()
+
+
+class _Sums:
+    """Adds the gradients of all parts, and squares the sums while they are in the cache; a span in each process.
+
+    Args:
+        gradients: the flat vectors of each part. The sums are where those of the first part are.
+        skipped: how many numbers of the first vector are not added: those of a word table that has few rows.
+    """
+
+    def __init__(self, gradients: Sequence[Sequence[Tensor]], skipped: int) -> None:
+        decays = [each[0][skipped:] for each in gradients]
+        bounds = [decays[0].numel() * i // len(decays) for i in range(len(decays) + 1)]
+        self.spans = [[torch.split(whole[a:b], _CACHED) for whole in decays] for a, b in pairwise(bounds)]
+        self.spans[0] = [(*span, each[1]) for span, each in zip(self.spans[0], gradients, strict=True)]
+
+    def add(self, index: int, parts: int) -> float:
+        """Add those of the first `parts` in a span; return the sum of the squares."""
+        square = 0.0
+        for whole, *others in zip(*self.spans[index][:parts], strict=True):
+            for other in others:
+                whole.add_(other)
+            square += float(torch.dot(whole, whole))
+        return square
 
 
 class _Twin:
     """Computes a part of each batch beside the main thread, into gradients of its own."""
 
-    def __init__(
-        self, number: int, state: TrainState, objective: Objective, batches: Source, config: TrainConfig
-    ) -> None:
-        other = twin(state.model)
-        self.own = state.optimizer.gradients_of(other)
-        table = other.embed.word.weight.grad
-        assert table is not None
-        self.table = table
-        self.part = _Part(number, other, objective, batches, config)
-        self.skipped = 0 if self.part.dense else table.numel()  # the word table is the first of the weights that decay
-        self.words = torch.empty(0, dtype=torch.int64)  # the rows of the table that are not 0
-        work: Work = {"gradients": self.gradients, "update": state.optimizer.update}
+    def __init__(self, part: _Part, sums: _Sums, optimizer: Optimizer) -> None:
+        self.part = part
+        work: Work = {"gradients": self.gradients, "add": sums.add, "update": optimizer.update}
         self.beside: Beside = Process(work) if can_fork() else Thread(work)
 
     def gradients(self, step: int, rows: npt.NDArray[np.int64]) -> tuple[float, float, npt.NDArray[np.int64]]:
         """Compute beside the main thread; return the summed loss, its weight, and which words were looked up."""
-        decays, others = self.own
-        decays[self.skipped :].zero_()
-        others.zero_()
-        self.table.index_fill_(0, self.words, 0.0)
         total, weight = self.part.gradients(step, rows)
-        words = self.part.words()
-        if words is not None:
-            self.words = words
-        return float(total), float(weight), self.words.numpy()
-
-    def add_to(self, gradients: list[Tensor], table: Tensor, words: Tensor) -> None:
-        """Add what was computed last."""
-        for whole, own, start in zip(gradients, self.own, (self.skipped, 0), strict=True):
-            whole[start:].add_(own[start:])
-        if not self.part.dense:
-            table.index_add_(0, words, self.table[words])
+        words = self.part.words
+        return float(total), float(weight), (_NONE if words is None else words).numpy()
 
 
 class _Gradients:
@@ -210,14 +235,13 @@ class _Gradients:
 
     def __init__(self, state: TrainState, objective: Objective, batches: Source, config: TrainConfig) -> None:
         self.state = state
-        table = state.model.embed.word.weight.grad
-        assert table is not None
-        self.table = table
-        self.part = _Part(0, state.model, objective, batches, config)
+        models = [state.model, *(twin(state.model) for _ in range(1, state.parts))]
+        gradients = [state.optimizer.gradients(), *map(state.optimizer.gradients_of, models[1:])]
+        self.part, *others = [_Part(i, model, objective, batches, config) for i, model in enumerate(models)]
+        self.sums = _Sums(gradients, 0 if self.part.dense else self.part.table.numel())
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.available = torch.get_num_threads()
-        self.twins = [_Twin(i, state, objective, batches, config) for i in range(1, state.parts)]
-        self.words: Tensor | None = None  # the rows of the word table whose gradient may not be zero; None means all
+        self.twins = [_Twin(part, self.sums, state.optimizer) for part in others]
 
     def __enter__(self) -> "_Gradients":
         return self
@@ -238,29 +262,44 @@ class _Gradients:
         finally:
             torch.set_num_threads(self.available)  # for what the caller does between updates
 
-    def of(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Return the summed loss and its weight over all processes; the gradients are in the optimizer."""
+    def of(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the summed loss and its weight over all processes, and the squared norm of the summed gradients.
+
+        These are in the optimizer.
+        """
         mine, step = rows[self.rank :: self.world], self.state.step
         twins = self.twins[: max(0, len(mine) // _SMALLEST - 1)]
         for number, one in enumerate(twins, start=1):
             one.beside.ask("gradients", step, mine[number :: len(twins) + 1])
         total, weight = self.part.gradients(step, mine[:: len(twins) + 1])
-        gradients = self.state.optimizer.gradients()
-        own = self.part.words()
-        words: list[Tensor] = [] if own is None else [own]
+        words = []
         for one in twins:
             more_total, more_weight, found = one.beside.answer()
             total += more_total
             weight += more_weight
             words.append(torch.from_numpy(found))
-            one.add_to(gradients, self.table, words[-1])
-        self.words = None
-        if own is not None and self.world == 1:
-            self.words = torch.cat(words).unique()  # type: ignore[no-untyped-call]
         if self.world > 1:
-            for tensor in (*gradients, total, weight):
+            self.part.words = None  # those of the other processes are not known
+            for tensor in (*self.state.optimizer.gradients(), total, weight):
                 dist.all_reduce(tensor)
-        return total, weight
+        return total, weight, self._added(words) if words else self.state.optimizer.square(self.part.words)
+
+    def _added(self, words: Sequence[Tensor]) -> Tensor:
+        """Add the gradients of the twins that have computed, which looked these words up; return the squared norm."""
+        for number, one in enumerate(self.twins, start=1):
+            one.beside.ask("add", number, len(words) + 1)
+        square = self.sums.add(0, len(words) + 1)
+        if self.part.words is not None:
+            for one, found in zip(self.twins, words, strict=False):
+                self.part.table.index_add_(0, found, one.part.table[found])
+            self.part.words = _union([self.part.words, *words])
+            square += float(self.part.table[self.part.words].square().sum())
+        return torch.tensor(square + sum(one.beside.answer() for one in self.twins))
+
+
+def _union(words: Sequence[Tensor]) -> Tensor:
+    every: Tensor = torch.cat(tuple(words)).unique()  # type: ignore[no-untyped-call]
+    return every
 
 
 def _parts(model: Bert, config: TrainConfig) -> int:
