@@ -20,6 +20,7 @@ from bert_miniatures.fused import Drawn, Settings, Sums, Tensors
 from bert_miniatures.fused import layer as fused_layer
 from bert_miniatures.fused_ends import classifier as fused_classifier
 from bert_miniatures.fused_ends import embedding as fused_embedding
+from bert_miniatures.initial import initial
 from bert_miniatures.masked_loss import masked_cross_entropy
 from bert_miniatures.names import Weights, shapes
 from bert_miniatures.noise import Noise
@@ -386,7 +387,7 @@ def build(
         if array is not None and array.shape != shape and not name.startswith("head."):
             raise ValueError(f"{name} has shape {array.shape}, the configuration asks for {shape}")
         if array is None or array.shape != shape:  # a classifier for other labels is made anew
-            array = _initial(name, shape, config.initializer_range, drawn)
+            array = initial(name, shape, config.initializer_range, drawn)
         state[name] = torch.from_numpy(np.array(array, dtype=np.float32))
     model.load_state_dict(state, strict=True, assign=True)
     for parameter in model.parameters():
@@ -415,14 +416,3 @@ def _direct(parts: Iterable[nn.Module]) -> _Direct:
 
 
 _ORDER = ("encoder", "pooler", "mlm", "nsp", "head")
-
-
-def _initial(name: str, shape: tuple[int, ...], deviation: float, drawn: np.random.Generator) -> np.ndarray:
-    if name.endswith("bias"):
-        return np.zeros(shape)
-    if "norm" in name:
-        return np.ones(shape)
-    values = drawn.standard_normal(shape)
-    while (far := np.abs(values) > 2).any():  # truncated at two deviations
-        values[far] = drawn.standard_normal(int(far.sum()))
-    return values * deviation

@@ -263,9 +263,9 @@ class _Gradients:
             torch.set_num_threads(self.available)  # for what the caller does between updates
 
     def of(self, rows: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the summed loss and its weight over all processes, and the squared norm of the summed gradients.
+        """Return the summed loss and its weight over all processes, and the squared norm of the gradients.
 
-        These are in the optimizer.
+        The gradients are in the optimizer.
         """
         mine, step = rows[self.rank :: self.world], self.state.step
         twins = self.twins[: max(0, len(mine) // _SMALLEST - 1)]
