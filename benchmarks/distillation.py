@@ -68,11 +68,11 @@ PLANS = {
         (32, 5e-5, 3), (16, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("qqp", 10_000), ("stsb", 5_749))
     ),
     "stsb": Plan((32, 5e-5, 4), (8, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("mrpc", 3_668), ("qqp", 10_000))),
-    "mnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 6)),
+    "mnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 4)),
     "rte": Plan((32, 5e-5, 3), (8, 3e-4, 4), (16, 3e-4, 6), start="mnli", transfer=(("mnli", 20_000),)),
     "cola": Plan((32, 5e-5, 4), (16, 3e-4, 4), (32, 3e-4, 6), augment=20_000),
-    "qnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 6)),
-    "qqp": Plan((32, 1e-4, 1), (32, 3e-4, 4), (32, 3e-4, 6)),
+    "qnli": Plan((32, 1e-4, 2), (32, 3e-4, 4), (32, 3e-4, 4)),
+    "qqp": Plan((32, 1e-4, 1), (32, 3e-4, 4), (32, 3e-4, 4)),
 }
 
 
@@ -321,7 +321,7 @@ def main() -> None:
         path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
         for metric in rows[task]["scores"][ROWS[0]]:
             cells = [shown(rows[task]["scores"][name][metric]) for name in ROWS]
-            print(f"| {task} | {metric} | " + " | ".join(cells) + " |", flush=True)
+            print(f"| {task_named(task).title} | {metric} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def run(threads: int, micro: int | None = None, exact: bool = True) -> tuple[list[float], torch.Tensor]:
+def run(threads: int, micro: int | None = None, exact: bool = True, precision: str = "fp32") -> tuple[list[float], torch.Tensor]:
     """Train a tiny model; return the loss of every update, and the weights."""
     config = ModelConfig(vocab_size=53, hidden_size=15, num_hidden_layers=2, num_attention_heads=3,
                          intermediate_size=23, max_position_embeddings=31, hidden_dropout_prob=0.1,
@@ -88,7 +88,7 @@ def run(threads: int, micro: int | None = None, exact: bool = True) -> tuple[lis
     ids = drawn.integers(5, 53, int(lengths.sum())).astype(np.int32)
     data = Dataset(Encoded(ids, lengths, lengths, 0, 0, 0), drawn.integers(0, 3, 71))
     settings = TrainConfig(batch_size=11, epochs=2, learning_rate=1e-3, epsilon=1e-3, micro_batch_size=micro,
-                           exact_speedups=exact)  # fmt: skip
+                           exact_speedups=exact, precision=precision)  # fmt: skip
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -120,3 +120,16 @@ def test_without_dropout_parts_are_the_whole(monkeypatch):
         found, same = run(threads)
         assert found == pytest.approx(losses, abs=2e-6)
         torch.testing.assert_close(same, weights, atol=3e-5, rtol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sixteen_bits_follow_the_thirty_two(threads, monkeypatch):
+    """Products in bfloat16; the word table has the few rows of its gradient there too, and weights stay float32."""
+    monkeypatch.setattr("bert_miniatures.noise.Noise.dropout", lambda self, x, p, training: x)
+    monkeypatch.setattr("bert_miniatures.noise.Noise.factors", lambda self, p, *shape: torch.ones(shape))
+    losses, weights = run(1, exact=False)
+    found, half = run(threads, precision="bf16")
+    assert found != losses
+    assert found == pytest.approx(losses, abs=1e-2)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, weights, atol=2e-3, rtol=0)

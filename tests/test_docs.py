@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bert_miniatures.data.tasks import task_named
 from bert_miniatures.zoo import PUBLISHED
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +66,27 @@ def test_the_published_rows_are_those_of_the_package():
     means = {one["task"]: [statistics.mean(values) for values in one["scores"].values()] for one in results}
     cells = ["/".join(f"{value:.1f}" for value in means[task]) for task in ("sst2", "mrpc", "stsb", "rte", "cola")]
     assert f"| `starter`, dev | {' | '.join(cells)} |" in page
+
+
+def shown(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(set(values)) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def test_the_distilled_students_are_those_of_the_benchmark():
+    """docs/distillation.md, "Measured", against what benchmarks/distillation.py wrote."""
+    page = (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8").replace("**", "")
+    results = ROOT / "benchmarks" / "results"
+    for row in json.loads((results / "distillation.json").read_text()):
+        for metric in row["scores"]["teacher"]:
+            cells = [shown(scores[metric]) for scores in row["scores"].values()]
+            assert f"| {task_named(row['task']).title} | {metric} | {' | '.join(cells)} |" in page
+    compound = json.loads((results / "distillation_compound.json").read_text())
+    for start, scores in compound["starts"].items():
+        for metric in scores["teacher"]:
+            cells = [shown(row[metric]) for name, row in scores.items() if name != "teacher"]
+            assert f"| {start} | {metric} | {' | '.join(cells)} |" in page
+    curve = json.loads((results / "distillation_curve.json").read_text())
+    for count, scores in curve["points"].items():
+        assert f"| {int(count):,} | {shown(scores[curve['metric']])} |" in page
+    assert (results / "../../docs/distillation_curve.svg").is_file()

@@ -274,7 +274,7 @@ class Bert(nn.Module):
             Hidden states of the last layer, [B, T, D]; [B, 1, D] with `first_only`; [K, D] with `wanted`.
         """
         fused = self._fuses(ids)
-        x: Tensor = self.embed(ids, segments, positions, fused)
+        x: Tensor = self.embed(ids, segments, positions, self._fuses(ids, products=False))
         wide = None
         if groups is not None:
             wide = barred(groups[:, :, None] != groups[:, None, :], x)[:, None]  # B 1 T T
@@ -346,10 +346,10 @@ class Bert(nn.Module):
         """Return where each layer adds its gradients; none before `accumulate_in_place`."""
         return [layer.direct[1] for layer in self.layers if isinstance(layer, _Layer) and layer.direct is not None]
 
-    def _fuses(self, ids: Tensor) -> bool:
-        """Tell whether a step is recorded as few nodes with backward passes of their own."""
+    def _fuses(self, ids: Tensor, products: bool = True) -> bool:
+        """Tell whether a part has a backward pass of its own; parts with matrix products have it in float32 alone."""
         here = self.exact_speedups and self.training and ids.device.type == "cpu"
-        return here and not torch.is_autocast_enabled("cpu")
+        return here and not (products and torch.is_autocast_enabled("cpu"))
 
     def weights(self) -> Weights:
         """Return the weights as float32 arrays under our names, without helpers."""

@@ -146,12 +146,12 @@ class _Part:
         self.mixed = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         model.accumulate_in_place()
-        fused = model.exact_speedups and self.device.type == "cpu" and not self.mixed
+        here = model.exact_speedups and self.device.type == "cpu"
         # Only where words are looked up by fused_ends.py, and no masked-language head uses their table, are the rows
         # that were looked up all of its gradient.
-        self.dense = "mlm" in model.groups or not fused
+        self.dense = "mlm" in model.groups or not here
         self.words: Tensor | None = None
-        self.layers = model.layer_sums() if fused else []
+        self.layers = model.layer_sums() if here and not self.mixed else []
         written = {id(matrix) for layer in self.layers for matrix in layer.matrices}
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         self.table, *others = gradients  # of words: the first parameter
