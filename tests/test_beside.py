@@ -78,7 +78,9 @@ def _runs(pid: int) -> bool:
         return False
 
 
-def run(threads: int, micro: int | None = None, exact: bool = True, precision: str = "fp32") -> tuple[list[float], torch.Tensor]:
+def run(
+    threads: int, micro: int | None = None, exact: bool = True, precision: str = "fp32"
+) -> tuple[list[float], torch.Tensor]:
     """Train a tiny model; return the loss of every update, and the weights."""
     config = ModelConfig(vocab_size=53, hidden_size=15, num_hidden_layers=2, num_attention_heads=3,
                          intermediate_size=23, max_position_embeddings=31, hidden_dropout_prob=0.1,
