@@ -318,7 +318,7 @@ def main() -> None:
     for task in options.tasks:
         (options.scratch / task).mkdir(parents=True, exist_ok=True)
         rows[task] = row(options, task)
-        path.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+        path.write_text(json.dumps([rows[name] for name in PLANS if name in rows], indent=1) + "\n")
         for metric in rows[task]["scores"][ROWS[0]]:
             cells = [shown(rows[task]["scores"][name][metric]) for name in ROWS]
             print(f"| {task_named(task).title} | {metric} | " + " | ".join(cells) + " |", flush=True)

@@ -101,7 +101,7 @@ VARIABLES = {"MODEL": "tiny"}  # what the shell of a page has set
 
 FORM = re.compile(r"(?<!\$)\b[A-Z]{2,}\b|…|\.\.\.|\[")  # a word to fill in, something left out, something optional
 # Options in the text of other programs: tests/fixtures/make_tf_fixture.py, benchmarks/
-OTHERS = {"--large", "--table", "--corpus", "--curve", "--compound"}
+OTHERS = {"--large", "--table", "--corpus", "--curve", "--compound", "--students"}
 PROGRAMS = {"cat", "curl", "echo", "export", "make", "pip", "printf", "python", "tensorboard", "torchrun"}
 
 
