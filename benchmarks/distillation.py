@@ -257,7 +257,7 @@ def curve(options: argparse.Namespace, task: str) -> dict[str, Any]:
     axes.set(xlabel="pairs without labels", ylabel=f"{task}, dev {metric}, per cent")
     axes.set_xscale("symlog", linthresh=min(count for count in points if count))
     axes.legend()
-    figure.savefig(DOCS / "distillation_curve.svg", metadata={"Date": None})
+    figure.savefig(DOCS / f"distillation_curve_{task}.svg", metadata={"Date": None})
     return {"task": task, "metric": metric, "points": points, "alone": alone}
 
 
@@ -310,7 +310,7 @@ def main() -> None:
     for name, show in (("compound", compound), ("curve", curve), ("students", students)):
         if task := getattr(options, name):
             found = show(options, task)
-            (RESULTS / f"distillation_{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+            (RESULTS / f"distillation_{name}_{task}.json").write_text(json.dumps(found, indent=1) + "\n")
             return
     path = RESULTS / "distillation.json"
     rows = {row["task"]: row for row in json.loads(path.read_text())} if path.exists() else {}

@@ -81,12 +81,17 @@ def test_the_distilled_students_are_those_of_the_benchmark():
         for metric in row["scores"]["teacher"]:
             cells = [shown(scores[metric]) for scores in row["scores"].values()]
             assert f"| {task_named(row['task']).title} | {metric} | {' | '.join(cells)} |" in page
-    compound = json.loads((results / "distillation_compound.json").read_text())
+    compound = json.loads((results / "distillation_compound_stsb.json").read_text())
     for start, scores in compound["starts"].items():
         for metric in scores["teacher"]:
             cells = [shown(row[metric]) for name, row in scores.items() if name != "teacher"]
             assert f"| {start} | {metric} | {' | '.join(cells)} |" in page
-    curve = json.loads((results / "distillation_curve.json").read_text())
-    for count, scores in curve["points"].items():
-        assert f"| {int(count):,} | {shown(scores[curve['metric']])} |" in page
-    assert (results / "../../docs/distillation_curve.svg").is_file()
+    curves = sorted(results.glob("distillation_curve_*.json"))
+    assert curves
+    for path in curves:
+        curve = json.loads(path.read_text())
+        for count, scores in curve["points"].items():
+            assert f"| {int(count):,} | {shown(scores[curve['metric']])} |" in page
+        assert f"({path.stem}.svg)" in page
+    students = json.loads((results / "distillation_students_rte.json").read_text())
+    assert f"| {min(students['students'])} to {max(students['students'])} |" in page
