@@ -36,6 +36,7 @@ import numpy as np
 from bert_miniatures.checkpoint import ModelFolder, read_folder, write_folder
 from bert_miniatures.data.corpus import documents, open_corpus
 from bert_miniatures.data.glue import glue_file, glue_rows
+from bert_miniatures.data.labels import RawRows
 from bert_miniatures.data.sentences import split_sentences
 from bert_miniatures.data.tasks import task_named
 from bert_miniatures.model import build
@@ -110,11 +111,12 @@ def transfer_of(options: argparse.Namespace, task: str, share: float = 1.0) -> P
     """Write the transfer texts of a task, or a share of them, if they are not there."""
     path: Path = options.scratch / task / ("transfer.jsonl" if share == 1.0 else f"transfer-{share}.jsonl")
     if not path.exists():
-        lines = [
-            line for source, count in PLANS[task].transfer for line in transfer_lines(options, task, source, count)
-        ]
         if share < 1.0:
-            lines = random.Random(1).sample(lines, round(share * len(lines)))
+            every = transfer_of(options, task).read_text(encoding="utf-8").split("\n")[:-1]
+            lines = random.Random(1).sample(every, round(share * len(every)))
+        else:
+            sources = PLANS[task].transfer
+            lines = [line for source, count in sources for line in transfer_lines(options, task, source, count)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
@@ -122,14 +124,18 @@ def transfer_of(options: argparse.Namespace, task: str, share: float = 1.0) -> P
 def transfer_lines(options: argparse.Namespace, task: str, source: str, count: int) -> list[str]:
     """Return pairs of another task without their labels, or sentences of --corpus like those of the task, as JSON."""
     if source == "corpus":
-        own, _ = glue_rows(task_named(task), glue_file(task_named(task), options.glue, "train"), "train", None)
-        sentences = most_like(own.texts, sentences_of(options.corpus), count)
+        sentences = most_like(train_rows(options, task).texts, sentences_of(options.corpus), count)
         return [json.dumps({"text": text}, ensure_ascii=False) for text in sentences]
-    other = task_named(source)
-    rows, _ = glue_rows(other, glue_file(other, options.glue, "train"), "train", count)
+    rows = train_rows(options, source, count)
     assert rows.pairs is not None
     pairs = zip(rows.texts, rows.pairs, strict=True)
     return [json.dumps({"text": one, "pair": two}, ensure_ascii=False) for one, two in pairs]
+
+
+def train_rows(options: argparse.Namespace, name: str, count: int | None = None) -> RawRows:
+    """Return the training rows of a task, or the first of them."""
+    task = task_named(name)
+    return glue_rows(task, glue_file(task, options.glue, "train"), "train", count)[0]
 
 
 def sentences_of(files: Sequence[Path]) -> list[str]:

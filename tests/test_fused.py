@@ -89,20 +89,26 @@ def test_gradients_added_in_place_are_those_of_autograd(positions, segments, dro
         torch.testing.assert_close(found[True][name], expected, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def in_place(forgotten: bool) -> Bert:
+    """Return a model whose gradients are zero, or numbers that are nothing and forgotten where the layers can write."""
+    model = encoder(0.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    model.accumulate_in_place()
+    for sums in model.layer_sums() if forgotten else []:
+        sums.forgotten = True
+        for matrix in sums.matrices:
+            matrix.fill_(math.nan)
+    return model
+
+
 @pytest.mark.parametrize("kind", ["classify", "picked", "all"])
 def test_what_is_forgotten_is_written_upon_once(kind):
     """Whatever was there before: the first backward pass writes, the second adds."""
     ids = torch.arange(ROWS * POSITIONS).view(ROWS, POSITIONS) * 3 % 29
     found = {}
     for forgotten in (False, True):
-        model = encoder(0.0)
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        model.accumulate_in_place()
-        for sums in model.layer_sums() if forgotten else []:
-            sums.forgotten = True
-            for matrix in sums.matrices:
-                matrix.fill_(math.nan)
+        model = in_place(forgotten)
         for step in range(2):
             if kind == "classify":
                 y = model.classify((ids + step) % 29)
@@ -120,14 +126,7 @@ def test_autograd_adds_to_what_is_forgotten_too():
     for late in (False, True):
         found = {}
         for forgotten in (False, True):
-            model = encoder(0.0)
-            for parameter in model.parameters():
-                parameter.grad = torch.zeros_like(parameter)
-            model.accumulate_in_place()
-            for sums in model.layer_sums() if forgotten else []:
-                sums.forgotten = True
-                for matrix in sums.matrices:
-                    matrix.fill_(math.nan)
+            model = in_place(forgotten)
             alone = model.layers[1].qkv.weight.pow(3).sum()
             loss = model.classify(ids).pow(3).sum()
             for part in (loss, alone) if late else (alone, loss):

@@ -63,7 +63,7 @@ class Sums:
     @property
     def matrices(self) -> Tensors:
         """Gradients of the weights of qkv, attended, up and down."""
-        return tuple(self.tensors[i] for i in (0, 2, 6, 8))
+        return tuple(tensor for tensor in self.tensors if tensor.dim() == 2)
 
     def before_others(self, _: Tensor) -> None:
         """Have autograd, which is about to add to a matrix, find no forgotten numbers there."""

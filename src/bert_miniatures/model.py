@@ -337,8 +337,9 @@ class Bert(nn.Module):
             weights, gradients = _direct(layer.in_order())
             sums = Sums(gradients)
             layer.direct = weights, sums
-            for part in (layer.qkv, layer.attended, layer.up, layer.down):  # an objective may use a weight on its own
-                part.weight.register_hook(sums.before_others)  # type: ignore[no-untyped-call]
+            for weight in layer.parameters():
+                if weight.dim() == 2:  # an objective may use a matrix on its own
+                    weight.register_hook(sums.before_others)  # type: ignore[no-untyped-call]
         if "head" in self.groups:
             self.direct = _direct((self.pooler, self.head))
 
