@@ -31,8 +31,10 @@ LAYERS = [
     # ------------------------------------- torch starts here (serve needs none: tests/test_serve_command.py)
     {"serve.batching", "serve.guard", "choose.measuring", "doctor.data", "doctor.folder", "doctor.machine", "doctor.packages",
      "doctor.places",
-     "noise", "fused", "fused_ends", "initial", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
+     "noise", "compiling", "initial", "masked_loss", "places", "beside", "state", "distributed", "data.batches", "data.pretraining",
      "data.pairs"},
+    {"kernels", "fused_ends"},
+    {"fused"},
     {"serve.served", "choose.survey", "model", "optim", "data.teaching", "auto_teacher"},
     {"serve.explain", "serve.v2", "objectives", "loading", "teacher", "recipes.teachers"},
     {"serve.documents", "train", "evaluation", "soft_objectives", "teacher_pass", "recipes.loading", "recipes.method", "recipes.text_loading",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bert_miniatures.config import ModelConfig
-from bert_miniatures.fused import Drawn, Settings, Sums, Tensors
+from bert_miniatures.fused import Settings, Sums, Tensors, draw
 from bert_miniatures.fused import layer as fused_layer
 from bert_miniatures.fused_ends import classifier as fused_classifier
 from bert_miniatures.fused_ends import embedding as fused_embedding
@@ -112,12 +112,8 @@ class _Layer(nn.Module):
     def _fused(self, x: Tensor, mask: Tensor | None, first_only: bool, picked: Tensor | None) -> Tensor:
         (b, t, d), n = x.shape, self.heads
         asking = 1 if first_only else t if picked is None else picked.shape[1]
-        shares = hidden = None
-        if self.training and self.attention_dropout:
-            shares = self.noise.factors(self.attention_dropout, b, n, *((t,) if first_only else (asking, t)))
-        if self.training and self.dropout:
-            hidden = self.noise.factors(self.dropout, 2, b * asking, d)
-        drawn = Drawn(shares, *((None, None) if hidden is None else hidden))
+        probabilities = (self.attention_dropout, self.dropout) if self.training else (0.0, 0.0)
+        drawn = draw(self.noise, *probabilities, (b, n, t) if first_only else (b, n, asking, t), (b * asking, d))
         weights, sums = self.direct or (_parameters(self.in_order()), None)
         return fused_layer(x, mask, drawn, self.settings, weights, first_only=first_only, picked=picked, sums=sums)
 
@@ -348,9 +344,12 @@ class Bert(nn.Module):
         return [layer.direct[1] for layer in self.layers if isinstance(layer, _Layer) and layer.direct is not None]
 
     def _fuses(self, ids: Tensor, products: bool = True) -> bool:
-        """Tell whether a part has a backward pass of its own; parts with matrix products have it in float32 alone."""
+        """Tell whether a part has a backward pass of its own; those with products have it in float32 and one thread."""
         here = self.exact_speedups and self.training and ids.device.type == "cpu"
-        return here and not (products and torch.is_autocast_enabled("cpu"))
+        if not here or not products:
+            return here
+        single = self.embed.word.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return single and torch.get_num_threads() == 1
 
     def weights(self) -> Weights:
         """Return the weights as float32 arrays under our names, without helpers."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bert_miniatures.beside import Beside, Process, Thread, Work, can_fork
 from bert_miniatures.config import TrainConfig
+from bert_miniatures.fused import one_blas_thread
 from bert_miniatures.model import Bert, twin
 from bert_miniatures.objectives import Objective
 from bert_miniatures.optim import Optimizer, learning_rate
@@ -136,11 +137,16 @@ def train(
 class _Part:
     """Computes the summed gradient of some rows of a batch, with a model and gradients of its own.
 
+    Args:
+        alone: it computes in one thread, where the layers themselves write their gradients.
+
     Attributes:
         words: rows of the word table whose gradients may not be 0; None means all.
     """
 
-    def __init__(self, number: int, model: Bert, objective: Objective, batches: Source, config: TrainConfig) -> None:
+    def __init__(
+        self, number: int, model: Bert, objective: Objective, batches: Source, config: TrainConfig, alone: bool
+    ) -> None:
         self.number, self.model, self.objective, self.batches, self.config = number, model, objective, batches, config
         self.device = model.embed.word.weight.device
         self.mixed = config.precision == "bf16" or (config.precision == "auto" and self.device.type == "cuda")
@@ -151,7 +157,7 @@ class _Part:
         # that were looked up all of its gradient.
         self.dense = "mlm" in model.groups or not here
         self.words: Tensor | None = None
-        self.layers = model.layer_sums() if here and not self.mixed else []
+        self.layers = model.layer_sums() if here and alone and not self.mixed else []
         written = {id(matrix) for layer in self.layers for matrix in layer.matrices}
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         self.table, *others = gradients  # of words: the first parameter
@@ -237,11 +243,13 @@ class _Gradients:
         self.state = state
         models = [state.model, *(twin(state.model) for _ in range(1, state.parts))]
         gradients = [state.optimizer.gradients(), *map(state.optimizer.gradients_of, models[1:])]
-        self.part, *others = [_Part(i, model, objective, batches, config) for i, model in enumerate(models)]
+        self.available = torch.get_num_threads()
+        self.alone = _alone(state)
+        self.part, *others = [_Part(i, model, objective, batches, config, self.alone) for i, model in enumerate(models)]
         self.sums = _Sums(gradients, 0 if self.part.dense else self.part.table.numel())
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self.available = torch.get_num_threads()
-        self.twins = [_Twin(part, self.sums, state.optimizer) for part in others]
+        with self.threads():  # which forked processes keep
+            self.twins = [_Twin(part, self.sums, state.optimizer) for part in others]
 
     def __enter__(self) -> "_Gradients":
         return self
@@ -252,13 +260,14 @@ class _Gradients:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """Keep torch from sharing single operations among threads where the parts are the parallel work."""
-        if not self.twins:
+        """Keep single operations from being shared among threads where the parts are the parallel work."""
+        if not self.alone:
             yield
             return
         torch.set_num_threads(1)
         try:
-            yield
+            with one_blas_thread():
+                yield
         finally:
             torch.set_num_threads(self.available)  # for what the caller does between updates
 
@@ -300,6 +309,12 @@ class _Gradients:
 def _union(words: Sequence[Tensor]) -> Tensor:
     every: Tensor = torch.cat(tuple(words)).unique()  # type: ignore[no-untyped-call]
     return every
+
+
+def _alone(state: TrainState) -> bool:
+    """Tell whether each part is computed in one thread of a CPU, the layers by compiled code."""
+    model, single = state.model, state.parts > 1 or torch.get_num_threads() == 1
+    return model.exact_speedups and model.embed.word.weight.device.type == "cpu" and single
 
 
 def _parts(model: Bert, config: TrainConfig) -> int:

@@ -61,7 +61,7 @@ def little_memory(subject: Subject) -> Found:
     if free is not None and free < LEAST_MEMORY:
         yield Finding(
             f"{free / 2**20:.0f} MiB of memory are free",
-            "torch alone takes 330 MiB; a run that does not fit is killed without a word",
+            "torch and numba alone take 440 MiB; a run that does not fit is killed without a word",
             "end other processes, or give the container more: docker run --memory 2g ...",
         )
 
