@@ -31,7 +31,7 @@ _SMALLEST = 2  # rows of a part; fewer are not worth a process
 _MOST = 4  # parts
 _NONE = torch.empty(0, dtype=torch.int64)
 _CACHED = 131_072  # numbers: two such spans fit into the second-level cache of a core
-_SMALL = 32_000_000  # weights beside the word table; the operations of larger models are long enough to be shared
+_SMALL = 32_000_000  # weights beside the word table; many threads can share the operations of larger models
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class TrainState:
 
     Attributes:
         parts: in how many parts a batch is computed side by side: the number of torch's threads when this is made, at
-            most 4; 1 on a GPU, for large models and where torch.distributed is up. Dropout depends on it.
+            most 4; 1 on a GPU, for large models with more threads than that, and where torch.distributed is up. Dropout
+            depends on it.
     """
 
     def __init__(self, model: Bert, config: TrainConfig) -> None:
@@ -323,4 +324,5 @@ def _parts(model: Bert, config: TrainConfig) -> int:
     if not config.exact_speedups or device.type != "cpu" or (dist.is_initialized() and dist.get_world_size() > 1):
         return 1
     weights = sum(p.numel() for p in model.parameters()) - model.embed.word.weight.numel()
-    return min(torch.get_num_threads(), _MOST) if weights <= _SMALL else 1
+    threads = torch.get_num_threads()
+    return min(threads, _MOST) if weights <= _SMALL or threads <= _MOST else 1
