@@ -1,11 +1,11 @@
 """Dev scores with the exact speed-ups and without: the same distribution?
 
-    python benchmarks/exactness.py --glue GLUE [--seeds 5] [--tasks mrpc rte cola]
+    python benchmarks/exactness.py --glue GLUE [--seeds 5] [--tasks mrpc rte cola] [--model starter]
 
-Fine-tunes the model of start_model.py (batch 32, learning rate 3e-4, 4 epochs) with `miniatures sweep`, SEEDS seeds
-per task, once as it is and once with `--set train.exact_speedups=false`, which trains the plain computation: every
-position of the last layer, every word of the vocabulary, operations recorded by autograd one by one. Printed are
-mean, standard deviation and Welch's t-test.
+Fine-tunes a model, that of start_model.py unless --model names another, with `miniatures sweep` (batch 32, learning
+rate 3e-4, 4 epochs), SEEDS seeds per task, once as it is and once with `--set train.exact_speedups=false`, which trains
+the plain computation: every position of the last layer, every word of the vocabulary, operations recorded by autograd
+one by one. Printed are mean, standard deviation and Welch's t-test.
 """
 
 import argparse
@@ -28,10 +28,11 @@ METRICS = {"mrpc": "f1", "rte": "accuracy", "cola": "matthews", "stsb": "pearson
 
 def scores(options: argparse.Namespace, exact: bool) -> dict[str, list[float]]:
     """Run the sweep, or what is missing of it, and return task -> dev scores in the order of the seeds."""
-    out = options.scratch / ("exact" if exact else "plain")
+    out = options.scratch / (("exact" if exact else "plain") + (f"-{options.model}" if options.model else ""))
     grid = options.scratch / "grid.toml"
     grid.write_text("[grid]\nbatch_size = [32]\nlearning_rate = [3e-4]\n")
-    command = [sys.executable, "-m", "bert_miniatures", "sweep", "--model", str(make(options.scratch / "start"))]
+    model = options.model or str(make(options.scratch / "start"))
+    command = [sys.executable, "-m", "bert_miniatures", "sweep", "--model", model]
     command += [part for task in options.tasks for part in ("--task", task)]
     command += ["--glue", str(options.glue), "--grid", str(grid), "--seeds", str(options.seeds), "--out", str(out)]
     command += ["--set", f"train.exact_speedups={json.dumps(exact)}"]
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--glue", type=Path, default=Path(os.environ.get("GLUE_DIR", "../shared/glue")))
     parser.add_argument("--tasks", nargs="+", default=["mrpc", "rte", "cola"], choices=list(METRICS))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--model", help="nickname of a model, such as starter; one is made unless given")
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "exactness")
     options = parser.parse_args()
     options.scratch.mkdir(parents=True, exist_ok=True)
@@ -60,7 +62,8 @@ def main() -> None:
         rows.append({"task": task, "metric": METRICS[task], "exact": exact, "plain": plain, "p": float(test.pvalue)})
         shown = [f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for v in (exact, plain)]
         print(f"| {task} | {METRICS[task]} | {shown[0]} | {shown[1]} | {test.pvalue:.2f} |")
-    (RESULTS / "exactness.json").write_text(json.dumps({"seeds": options.seeds, "tasks": rows}, indent=1) + "\n")
+    name = f"exactness_{options.model}.json" if options.model else "exactness.json"
+    (RESULTS / name).write_text(json.dumps({"seeds": options.seeds, "tasks": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Compiled loops against torch in float64, and what becomes of machine code that is kept."""
 
 import math
+import sys
 
 import numba
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bert_miniatures import kernels
+import bert_miniatures
+from bert_miniatures import fused, kernels
 from bert_miniatures.compiling import compiled, exp, helper
+from bert_miniatures.errors import MissingExtra
 
 ROWS, WIDTH = 5, 331  # an odd prime: every loop has a rest
 NOTHING = np.empty((0, 0), np.int16), np.int16(0), np.float32(1)
@@ -143,3 +146,12 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
 def test_wrong_types_are_refused():
     with pytest.raises(TypeError, match="No matching definition"):
         kernels.times(np.ones((2, 3)), np.ones((2, 3)), np.ones(3))
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    monkeypatch.delattr(bert_miniatures, "kernels")
+    monkeypatch.delitem(sys.modules, "bert_miniatures.kernels")
+    monkeypatch.delitem(sys.modules, "bert_miniatures.compiling")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(MissingExtra, match="training needs the 'train' extra: pip install"):
+        fused._kernels.__wrapped__()

@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
+from bert_miniatures.files import training_extra
 from bert_miniatures.noise import Noise
 
 __all__ = ["Drawn", "Settings", "Sums", "Tensors", "draw", "layer", "one_blas_thread"]
@@ -295,7 +296,8 @@ def _arrays(*tensors: Tensor) -> list[Array]:
 
 @cache
 def _kernels() -> ModuleType:
-    from bert_miniatures import kernels  # here, because it reads or makes machine code, which only training needs
+    with training_extra("training"):
+        from bert_miniatures import kernels  # here, because it reads or makes machine code, which only training needs
 
     return kernels
 

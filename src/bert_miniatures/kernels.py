@@ -224,14 +224,16 @@ def _softmax_back(dafter: Any, shares: Any, bits: Any, limit: Any, scale: float,
 def attend(q: Any, k: Any, v: Any, bias: Any, texts: int, heads: int, mask: Any, dropped: Any) -> Any:
     """Return the joined heads of queries [B Q, D] over keys and values [B T, D], and shares before and after dropout.
 
+    The bias of the keys adds the same number to all scores of a query, which the softmax takes away again: it is left
+    out, and its gradient is 0.
+
     Args:
-        q, k, v: products of the weights; `bias` [3 D] is added to them in place.
+        q, k, v: products of the weights; those of `bias` [3 D] that matter are added to them in place.
     """
     bits, limit, scale = dropped
     d, asking, length = q.shape[1], q.shape[0] // texts, k.shape[0] // texts
     h = d // heads
     _add_rows(q, bias[:d])
-    _add_rows(k, bias[d : 2 * d])
     _add_rows(v, bias[2 * d :])
     context = np.empty((q.shape[0], d), np.float32)
     shares = np.empty((texts * heads * asking, length), np.float32)
@@ -268,7 +270,6 @@ def attend_back(
             product(dscores, False, k[keys, of], False, dq[rows, of], h**-0.5, 0.0)
             product(dscores, True, q[rows, of], False, dk[keys, of], h**-0.5, 0.0)
     _sum_rows(dq, dbias[:d])
-    _sum_rows(dk, dbias[d : 2 * d])
     _sum_rows(dv, dbias[2 * d :])
 
 
@@ -279,8 +280,7 @@ _first = _tuple((_2, _3, _3, _3, _3, _2))
 def attend_first(x: Any, heads: int, mask: Any, dropped: Any, qkv: Any, bias: Any) -> Any:
     """Return the joined heads of the first position [B, D], without making keys and values of x [B, T, D].
 
-    See `_attend_first` in model.py. The bias of the keys adds the same number to all scores of a query, which the
-    softmax takes away again: it is left out, and its gradient is 0.
+    See `_attend_first` in model.py. The bias of the keys is left out here too.
     """
     bits, limit, scale = dropped
     texts, length, d = x.shape
