@@ -16,6 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # A shell that starts the tests in the background has them ignore Ctrl-C, and with them every process that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if find_spec("numba") and find_spec("scipy"):
+    import bert_miniatures.kernels  # noqa: F401  compiled before a test looks at what is printed, or at the time
+
 SHARED = Path(__file__).parents[1] / ".." / "shared"
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import bert_miniatures
-from bert_miniatures import fused, kernels
+from bert_miniatures import compiling, fused, kernels
 from bert_miniatures.compiling import compiled, exp, helper
 from bert_miniatures.errors import MissingExtra
 
@@ -141,6 +141,21 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(tmp_path, monkeypatch):
     x = np.ones(3, np.float32)
     compiled(numba.float32[::1])(twice)(x)
     assert x.tolist() == [2, 2, 2]
+
+
+def test_compiling_is_said_and_done_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    compiling._tell.cache_clear()
+
+    def twice(x):
+        for i in range(len(x)):
+            x[i] *= 2
+
+    compiled(numba.float32[::1])(twice)
+    assert capsys.readouterr().err.startswith("training is compiled for this machine, which is done once")
+    compiling._tell.cache_clear()
+    compiled(numba.float32[::1])(twice)
+    assert capsys.readouterr().err == ""
 
 
 def test_wrong_types_are_refused():

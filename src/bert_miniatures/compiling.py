@@ -6,6 +6,7 @@ cannot be written; where neither can, each process compiles anew.
 
 import hashlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,8 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import get_cython_function_address
+
+from bert_miniatures.transfer import say
 
 __all__ = ["compiled", "exp", "helper", "product"]
 
@@ -36,14 +39,21 @@ def compiled(*arguments: Any) -> Callable[[_Function], _Function]:
     """Make a decorator that compiles a function for arguments of these types, at once."""
 
     def of(function: _Function) -> _Function:
-        function.__qualname__ += _STAMP
+        function.__qualname__ = function.__qualname__.removesuffix(_STAMP) + _STAMP
         try:
             made: _Function = _njit(arguments, cache=True, **_OPTIONS)(function)
         except Exception:  # no folder can be written, the disk is full, or what was kept is damaged
             made = _njit(arguments, **_OPTIONS)(function)
+        if not made.stats.cache_hits:  # type: ignore[attr-defined]
+            _tell()
         return made
 
     return of
+
+
+@cache
+def _tell() -> None:
+    say("training is compiled for this machine, which is done once and takes about 8 seconds")
 
 
 def helper(function: _Function) -> _Function:
