@@ -28,7 +28,7 @@ METRICS = {"mrpc": "f1", "rte": "accuracy", "cola": "matthews", "stsb": "pearson
 
 def scores(options: argparse.Namespace, exact: bool) -> dict[str, list[float]]:
     """Run the sweep, or what is missing of it, and return task -> dev scores in the order of the seeds."""
-    out = options.scratch / (("exact" if exact else "plain") + (f"-{options.model}" if options.model else ""))
+    out = options.scratch / (("exact" if exact else "plain") + suffix(options))
     grid = options.scratch / "grid.toml"
     grid.write_text("[grid]\nbatch_size = [32]\nlearning_rate = [3e-4]\n")
     model = options.model or str(make(options.scratch / "start"))
@@ -43,6 +43,10 @@ def scores(options: argparse.Namespace, exact: bool) -> dict[str, list[float]]:
         task = path.relative_to(out).parts[-3]
         found[task].append(100 * result["scores"]["dev"][METRICS[task]])
     return found
+
+
+def suffix(options: argparse.Namespace) -> str:
+    return f"_{options.model.replace('/', '_')}" if options.model else ""
 
 
 def main() -> None:
@@ -62,8 +66,9 @@ def main() -> None:
         rows.append({"task": task, "metric": METRICS[task], "exact": exact, "plain": plain, "p": float(test.pvalue)})
         shown = [f"{statistics.mean(v):.2f} ± {statistics.stdev(v):.2f}" for v in (exact, plain)]
         print(f"| {task} | {METRICS[task]} | {shown[0]} | {shown[1]} | {test.pvalue:.2f} |")
-    name = f"exactness_{options.model}.json" if options.model else "exactness.json"
-    (RESULTS / name).write_text(json.dumps({"seeds": options.seeds, "tasks": rows}, indent=1) + "\n")
+    (RESULTS / f"exactness{suffix(options)}.json").write_text(
+        json.dumps({"seeds": options.seeds, "tasks": rows}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

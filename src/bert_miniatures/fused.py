@@ -20,14 +20,13 @@ from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from bert_miniatures.files import training_extra
-from bert_miniatures.noise import Noise
+from bert_miniatures.noise import Dropped, Noise
 
 __all__ = ["Drawn", "Settings", "Sums", "Tensors", "draw", "layer", "one_blas_thread"]
 
 Tensors = tuple[Tensor, ...]
 Array = npt.NDArray[np.float32]
-Flat = tuple[npt.NDArray[np.int16], np.int16, np.float32]
-_NOTHING: Flat = (np.empty((0, 0), np.int16), np.int16(0), np.float32(1))
+_NOTHING: Dropped = (np.empty((0, 0), np.int16), np.int16(0), np.float32(1))
 _UNMASKED = np.empty((0, 0, 0), np.float32)
 
 
@@ -48,9 +47,9 @@ class Drawn(NamedTuple):
         down: of the feed-forward output, likewise.
     """
 
-    shares: Flat
-    attended: Flat
-    down: Flat
+    shares: Dropped
+    attended: Dropped
+    down: Dropped
 
 
 def draw(noise: Noise, of_shares: float, of_hidden: float, shares: tuple[int, ...], hidden: tuple[int, int]) -> Drawn:
@@ -181,7 +180,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _attend(
-    x: Tensor, asking: Tensor | None, mask: Array, dropped: Flat, b: int, heads: int, qkv: Tensor, bias: Tensor
+    x: Tensor, asking: Tensor | None, mask: Array, dropped: Dropped, b: int, heads: int, qkv: Tensor, bias: Tensor
 ) -> tuple[Tensor, tuple[Any, ...]]:
     """Return the joined heads of the positions that ask, [B Q, D], or of all, and what the backward pass needs."""
     d = x.shape[1]
@@ -195,7 +194,7 @@ def _attend_back(
     dcontext: Tensor,
     x: Tensor,
     asking: Tensor | None,
-    dropped: Flat,
+    dropped: Dropped,
     b: int,
     heads: int,
     saved: tuple[Any, ...],
@@ -267,7 +266,7 @@ def _transform_back(
 
 
 def _norm(
-    x: Tensor, change: Tensor, dropped: Flat, s: Settings, bias: Tensor, weight: Tensor, shift: Tensor
+    x: Tensor, change: Tensor, dropped: Dropped, s: Settings, bias: Tensor, weight: Tensor, shift: Tensor
 ) -> tuple[Tensor, Array]:
     """Return LayerNorm of x + dropout(change + bias), and one over the deviations; see kernels.py."""
     y, inverse = _kernels().norm(*_arrays(x, change, bias), dropped, *_arrays(weight, shift), s.epsilon)
@@ -278,7 +277,7 @@ def _norm_back(
     dy: Tensor,
     normal: Tensor,
     inverse: Array,
-    dropped: Flat,
+    dropped: Dropped,
     weight: Tensor,
     dweight: Tensor,
     dshift: Tensor,

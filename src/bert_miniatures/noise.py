@@ -7,7 +7,6 @@ multiple of 1/65,536, and the scale is that of the rounded probability, so the e
 
 import math
 import threading
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +20,9 @@ _LEVELS = 65_536
 _CUDA = torch.cuda.is_available()  # asking takes a tenth of a millisecond, each time
 
 
-class Dropped(NamedTuple):
-    """Dropout that is drawn, not applied: elements whose `bits` are less than `limit` become 0, others are scaled."""
-
-    bits: npt.NDArray[np.int16]
-    limit: np.int16
-    scale: np.float32
+# Dropout that is drawn, not applied: bits, limit, scale. Elements whose bits are less than the limit become 0, others
+# are scaled. A plain tuple, because compiled code takes it as it is.
+Dropped = tuple[npt.NDArray[np.int16], np.int16, np.float32]
 
 
 class Noise(threading.local):
@@ -63,4 +59,4 @@ class Noise(threading.local):
         dropped, count = round(p * _LEVELS), math.prod(shape)
         raw = self._bits.random_raw(-(-count // 4)).view(np.int16)[:count].reshape(shape)
         limit = np.int16(dropped - _LEVELS // 2)  # int16 runs from -32,768
-        return Dropped(raw, limit, np.float32(_LEVELS / (_LEVELS - dropped)))
+        return raw, limit, np.float32(_LEVELS / (_LEVELS - dropped))

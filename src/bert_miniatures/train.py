@@ -7,7 +7,7 @@ uninterrupted one bit for bit on a CPU with the same number of threads.
 
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -158,7 +158,7 @@ class _Part:
         # that were looked up all of its gradient.
         self.dense = "mlm" in model.groups or not here
         self.words: Tensor | None = None
-        self.layers = model.layer_sums() if here and alone and not self.mixed else []
+        self.layers = model.layer_sums() if alone and not self.mixed else []
         written = {id(matrix) for layer in self.layers for matrix in layer.matrices}
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         self.table, *others = gradients  # of words: the first parameter
@@ -267,7 +267,7 @@ class _Gradients:
             return
         torch.set_num_threads(1)
         try:
-            with one_blas_thread():
+            with one_blas_thread() if self.part.layers else nullcontext():
                 yield
         finally:
             torch.set_num_threads(self.available)  # for what the caller does between updates
@@ -313,7 +313,7 @@ def _union(words: Sequence[Tensor]) -> Tensor:
 
 
 def _alone(state: TrainState) -> bool:
-    """Tell whether each part is computed in one thread of a CPU, the layers by compiled code."""
+    """Tell whether each part is computed in one thread of a CPU, with the exact speed-ups."""
     model, single = state.model, state.parts > 1 or torch.get_num_threads() == 1
     return model.exact_speedups and model.embed.word.weight.device.type == "cpu" and single
 
